@@ -1,0 +1,1 @@
+"""Trained models to files that serve, verified against eager torch. Offline; knows no server."""

@@ -1,0 +1,186 @@
+"""The manifest of an exported model: the one contract between exporters and service.
+
+Knows files, hashes and shapes; knows no runtime, no torch and no HTTP. A model repository is a folder
+`<model>/<version>/manifest.json` plus the files the manifest names.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from models.errors import ArtifactError, UnknownModelError
+
+MANIFEST = "manifest.json"
+SCHEMA_VERSION = 1
+
+Datatype: TypeAlias = Literal["BOOL", "INT32", "INT64", "FP16", "FP32", "FP64"]
+Format: TypeAlias = Literal["onnx", "torchscript", "safetensors"]
+Name: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+
+
+class Record(BaseModel):
+    """An immutable part of the manifest; unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class TensorSpec(Record):
+    """A named input or output, in Open Inference Protocol terms; -1 is a dynamic dimension, the first is the batch."""
+
+    name: str
+    datatype: Datatype
+    shape: tuple[int, ...]
+
+
+class LayersSpec(Record):
+    """The stack a chain walks over."""
+
+    count: int = Field(ge=1)
+    residual_form: str
+    cost: tuple[int, ...] = Field(description="multiply-accumulates of one visit for one row (one token), per layer")
+
+
+class LanguageSpec(Record):
+    """What a server needs to know of a language model beside its layers."""
+
+    vocab_size: int
+    max_length: int = Field(description="prompt and answer together, in tokens")
+    num_kv_heads: int
+    head_size: int
+    eos_token_ids: tuple[int, ...]
+    tokenizer: str = Field(description="file name of the Hugging Face tokenizer.json")
+
+
+class Difference(Record):
+    """Largest absolute difference to eager torch, measured at export on inputs of one size."""
+
+    batch: int
+    length: int
+    max_abs: float
+
+
+class Form(Record):
+    """One exported format: the parts a chain is run from, the whole graph, or both."""
+
+    embed: str | None = None
+    layers: tuple[str, ...] = ()
+    head: str | None = None
+    whole: str | None = None
+    tolerance: float = Field(description="the bound the export was held to")
+    measured: tuple[Difference, ...] = ()
+
+    @property
+    def has_parts(self) -> bool:
+        return self.embed is not None
+
+
+class FileRecord(Record):
+    """Size and content hash of one file of the artifact."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size_bytes: int
+
+
+class Manifest(Record):
+    """Everything about one version of one model that can be known without opening its graphs."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: Name
+    version: Name
+    kind: Literal["causal-lm", "tensor"]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    layers: LayersSpec | None = None
+    language: LanguageSpec | None = None
+    forms: dict[Format, Form]
+    files: dict[str, FileRecord]
+    provenance: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def num_layers(self) -> int:
+        """Layers a chain can name; 0 for a network that is served whole."""
+        return self.layers.count if self.layers else 0
+
+    def write(self, directory: Path) -> None:
+        """Write `manifest.json`, human-readable."""
+        (directory / MANIFEST).write_text(self.model_dump_json(indent=2) + "\n")
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read and check one version's folder, hashes included.
+
+    Raises ArtifactError naming the file that is missing, of another size or of another content.
+    """
+    path = directory / MANIFEST
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} does not exist; export the model again") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise ArtifactError(
+            f"{path} is not a valid manifest: {place}: {first['msg']}; export the model again"
+        ) from error
+    for name, record in manifest.files.items():
+        _check_file(directory, name, record)
+    for name in _named_files(manifest):
+        if name not in manifest.files:
+            raise ArtifactError(f"{path} uses {name!r} without listing its hash; export the model again")
+    return manifest
+
+
+def file_record(path: Path) -> FileRecord:
+    """Size and sha256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return FileRecord(sha256=digest.hexdigest(), size_bytes=path.stat().st_size)
+
+
+def list_versions(repository: Path) -> dict[str, list[str]]:
+    """Versions of each model of a repository that have a manifest, oldest first (numbers before names)."""
+    versions: dict[str, list[str]] = {}
+    for path in sorted(repository.glob(f"[!.]*/[!.]*/{MANIFEST}")):
+        versions.setdefault(path.parent.parent.name, []).append(path.parent.name)
+    return {name: sorted(found, key=_version_order) for name, found in versions.items()}
+
+
+def find_version(repository: Path, name: str, version: str | None = None) -> Path:
+    """The folder of a model's version, the latest if none is named. Raises UnknownModelError listing what is there."""
+    versions = list_versions(repository)
+    if name not in versions:
+        raise UnknownModelError(f"no model {name!r}; the repository has {sorted(versions)}")
+    chosen = version or versions[name][-1]
+    if chosen not in versions[name]:
+        raise UnknownModelError(f"model {name!r} has no version {chosen!r}; it has {versions[name]}")
+    return repository / name / chosen
+
+
+def _version_order(version: str) -> tuple[int, int, str]:
+    return (0, int(version), version) if version.isdigit() else (1, 0, version)
+
+
+def _check_file(directory: Path, name: str, record: FileRecord) -> None:
+    path = (directory / name).resolve()
+    if not path.is_relative_to(directory.resolve()):
+        raise ArtifactError(f"the manifest names {name!r}, which lies outside {directory}")
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing; export the model again")
+    found = file_record(path)
+    if found != record:
+        raise ArtifactError(
+            f"{path} is not the exported file: {found.size_bytes} bytes with sha256 {found.sha256[:12]}, "
+            f"the manifest says {record.size_bytes} bytes with {record.sha256[:12]}; export the model again"
+        )
+
+
+def _named_files(manifest: Manifest) -> Iterator[str]:
+    for form in manifest.forms.values():
+        yield from (name for name in (form.embed, *form.layers, form.head, form.whole) if name)
+    if manifest.language:
+        yield manifest.language.tokenizer

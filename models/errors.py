@@ -1,0 +1,44 @@
+"""The errors a caller can cause or meet, as one small tree. No HTTP words in here.
+
+Every message names the value, the limit and the remedy.
+"""
+
+
+class FathomError(Exception):
+    """Root of everything this project raises on purpose."""
+
+
+class ChainError(FathomError):
+    """A chain or another depth knob that the model cannot run."""
+
+
+class InputError(FathomError):
+    """An input of the wrong shape, datatype or content."""
+
+
+class LengthError(FathomError):
+    """A prompt or body longer than the model or the server takes."""
+
+
+class UnknownModelError(FathomError):
+    """A model or version that is not in the repository."""
+
+
+class ArtifactError(FathomError):
+    """A checkpoint, manifest or exported file that is missing, corrupt or not what it says."""
+
+
+class BackendError(FathomError):
+    """A runtime that cannot do what was asked of it."""
+
+
+class OverloadError(FathomError):
+    """A queue that is full; `retry_after_s` says when to come back."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class UnavailableError(FathomError):
+    """A server that drains or a model that is still loading."""

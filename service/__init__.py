@@ -1,0 +1,1 @@
+"""The inference server: engine, backends, search and HTTP."""

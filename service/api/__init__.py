@@ -1,0 +1,1 @@
+"""HTTP dialects. No tensors in here."""

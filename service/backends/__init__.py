@@ -1,0 +1,1 @@
+"""Runtimes behind one protocol. Each is imported only when a model needs it."""

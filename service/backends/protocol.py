@@ -1,0 +1,65 @@
+"""What every backend can do: embed, one visit of one layer, head. Knows no chain, no queue and no sampling."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints: TypeAlias = NDArray[np.int64]
+Array: TypeAlias = NDArray[Any]
+# What one visit hands the next. Only the backend that made it looks inside.
+Carry: TypeAlias = Any
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Where the new tokens of a pass lie in their sequences, and which KV slots one visit uses.
+
+    starts [B]: tokens of each sequence already cached. lengths [B]: new tokens that are no padding.
+    slots [B]: KV slot of this visit of each row, or None to attend to the new tokens only and keep nothing.
+    """
+
+    starts: Ints
+    lengths: Ints
+    slots: Ints | None = None
+
+
+class Backend(Protocol):
+    """One loaded model on one runtime. Not thread-safe: a single thread owns it.
+
+    A network that is no stack has no layers: `embed` takes its inputs in, `head` runs the whole graph.
+    """
+
+    @property
+    def num_layers(self) -> int: ...
+
+    @property
+    def num_slots(self) -> int:
+        """KV slots there is memory for; 0 where nothing is cached."""
+        ...
+
+    def embed(self, inputs: Mapping[str, Array], rows: Rows | None = None) -> Carry:
+        """Start a pass. Language models take `token_ids` [B, S] int64, padded on the right, and need `rows`."""
+        ...
+
+    def layer(self, index: int, carry: Carry, rows: Rows | None = None) -> Carry:
+        """One visit of layer `index` by every row of `carry`. With slots, reads `starts` cached tokens and adds the new."""
+        ...
+
+    def head(self, carry: Carry, tokens: Ints | None = None) -> dict[str, Array]:
+        """Outputs by name. Language models: `logits` [B, T, V] float32 at the new tokens `tokens` [B, T] of each row."""
+        ...
+
+    def select(self, carry: Carry, rows: Sequence[int]) -> Carry:
+        """The given rows of a carry, as a carry of their own."""
+        ...
+
+    def merge(self, carry: Carry, rows: Sequence[int], part: Carry) -> Carry:
+        """The carry with the given rows replaced by those of `part`; may change `carry` in place."""
+        ...
+
+    def close(self) -> None:
+        """Give the memory back."""
+        ...

@@ -1,0 +1,1 @@
+"""Which chain is good for this sample: search and rewards. Never sees HTTP."""

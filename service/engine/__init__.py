@@ -1,0 +1,1 @@
+"""How many samples, each with its own chain, run at once. Names no runtime."""
