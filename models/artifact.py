@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from models.errors import ArtifactError, UnknownModelError
 
 MANIFEST = "manifest.json"
-SCHEMA_VERSION = 1
 
 Datatype: TypeAlias = Literal["BOOL", "INT32", "INT64", "FP16", "FP32", "FP64"]
 Format: TypeAlias = Literal["onnx", "torchscript", "safetensors"]
@@ -87,7 +86,7 @@ class FileRecord(Record):
 class Manifest(Record):
     """Everything about one version of one model that can be known without opening its graphs."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     name: Name
     version: Name
     kind: Literal["causal-lm", "tensor"]

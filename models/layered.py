@@ -6,7 +6,6 @@ Also the plain loop along a chain, without any cache: the reference every backen
 from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
-import torch
 from torch import Tensor, nn
 
 from models.chain import Chain
@@ -60,8 +59,3 @@ class TensorStack(LayeredModel):
 def num_parameters(module: nn.Module) -> int:
     """Scalars in the parameters of `module`."""
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def inference() -> torch.inference_mode:
-    """Context in which forward passes record nothing."""
-    return torch.inference_mode()

@@ -39,7 +39,9 @@ class Attention(nn.Module):
         return self.o_proj(mixed.transpose(1, 2).flatten(2)), new_key, new_value
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (-1, self.head_size)).transpose(1, 2)  # [B, S, heads * K] -> [B, heads, S, K]
+        return x.view(x.shape[0], x.shape[1], -1, self.head_size).transpose(
+            1, 2
+        )  # [B, S, heads * K] -> [B, heads, S, K]
 
 
 class MLP(nn.Module):

@@ -1,4 +1,4 @@
-"""Hyper-parameters of a decoder-only language model, as the `config.json` of a Hugging Face Llama directory says them."""
+"""Hyper-parameters of a decoder-only language model, in the words of a Hugging Face Llama `config.json`."""
 
 import json
 from dataclasses import asdict, dataclass

@@ -60,14 +60,13 @@ class LanguageModel(LayeredModel):
     def __init__(self, config: LMConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed = Embedding(config)
+        self.embed: Embedding = Embedding(config)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.head = Head(config)
 
     def empty_cache(self, batch: int) -> Tensor:
         """Keys or values of no token: [B, G, 0, K] float32."""
-        weight = self.head.lm_head.weight
-        return weight.new_zeros(batch, self.config.num_key_value_heads, 0, self.config.head_size)
+        return self.embed.inv_freq.new_zeros(batch, self.config.num_key_value_heads, 0, self.config.head_size)
 
     def along(self, inputs: Mapping[str, Tensor], chain: Chain) -> Tensor:
         token_ids = inputs["token_ids"]  # [B, S]

@@ -63,5 +63,6 @@ def _check(path: Path, expected: dict[str, tuple[int, ...]], found: dict[str, Te
     reshaped = sorted(name for name in expected.keys() & found.keys() if expected[name] != tuple(found[name].shape))
     if missing or unexpected or reshaped:
         raise ArtifactError(
-            f"{path} does not fit config.json: missing {missing[:5]}, unexpected {unexpected[:5]}, other shape {reshaped[:5]}"
+            f"{path} does not fit config.json: missing {missing[:5]}, unexpected {unexpected[:5]}, "
+            f"other shape {reshaped[:5]}; save the checkpoint again"
         )

@@ -45,11 +45,11 @@ class Backend(Protocol):
         ...
 
     def layer(self, index: int, carry: Carry, rows: Rows | None = None) -> Carry:
-        """One visit of layer `index` by every row of `carry`. With slots, reads `starts` cached tokens and adds the new."""
+        """One visit of layer `index` by every row of `carry`; with slots, reads the cached tokens and adds the new."""
         ...
 
     def head(self, carry: Carry, tokens: Ints | None = None) -> dict[str, Array]:
-        """Outputs by name. Language models: `logits` [B, T, V] float32 at the new tokens `tokens` [B, T] of each row."""
+        """Outputs by name; of a language model `logits` [B, T, V] float32 at the new tokens `tokens` [B, T]."""
         ...
 
     def select(self, carry: Carry, rows: Sequence[int]) -> Carry:

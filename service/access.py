@@ -1,0 +1,73 @@
+"""What surrounds every request: its id, log line and metrics, refusal while draining, and the last-resort answer."""
+
+import logging
+import re
+import time
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.lifecycle import Lifecycle
+from service.logs import request_id
+from service.metrics import Metrics
+from service.problems import problem, problem_of
+
+_log = logging.getLogger("fathom.access")
+_USABLE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+# Asked for every few seconds by machines, and answered whatever else is going on.
+_OPERATIONS = ("/health", "/metrics")
+
+
+class AccessMiddleware:
+    """Pure ASGI, so that streaming answers pass through untouched."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, lifecycle: Lifecycle) -> None:
+        self._app, self._metrics, self._lifecycle = app, metrics, lifecycle
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        identifier = _request_id(Headers(scope=scope).get("x-request-id"))
+        token = request_id.set(identifier)
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = identifier
+            await send(message)
+
+        try:
+            await self._answer(scope, receive, send_with_id)
+        except Exception as error:
+            _log.exception("unforeseen error")
+            if not status:
+                await problem_of(error)(scope, receive, send_with_id)
+        finally:
+            self._note(scope, status, time.perf_counter() - started)
+            request_id.reset(token)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._lifecycle.is_draining and not scope["path"].startswith(_OPERATIONS):
+            refusal = problem(503, "Draining", "this server is shutting down; send the request to another")
+            refusal.headers["connection"] = "close"
+            await refusal(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "unmatched")
+        outcome = str(status or "disconnected")
+        self._metrics.requests.labels(route, outcome).inc()
+        self._metrics.request_seconds.labels(route).observe(seconds)
+        level = logging.DEBUG if scope["path"].startswith(_OPERATIONS) else logging.INFO
+        fields = {"method": scope["method"], "path": scope["path"], "status": status, "seconds": round(seconds, 6)}
+        _log.log(level, "request", extra={"fields": fields})
+
+
+def _request_id(sent: str | None) -> str:
+    return sent if sent and _USABLE_ID.fullmatch(sent) else uuid.uuid4().hex

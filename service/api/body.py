@@ -1,0 +1,60 @@
+"""JSON bodies: bounded in bytes, parsed by orjson, of the right content type."""
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import orjson
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+
+from models.errors import LengthError
+from service.problems import UnsupportedTypeError
+
+# Past a body that is too large so much more is read and thrown away, so that the client gets to see the answer.
+_DISCARD_FACTOR = 16
+
+
+class JsonRequest(Request):
+    """A request whose body is read once, by orjson."""
+
+    async def json(self) -> Any:
+        """The parsed body. Raises orjson's JSONDecodeError, which FastAPI turns into a validation error."""
+        return orjson.loads(await self.body())
+
+
+class JsonRoute(APIRoute):
+    """A route that reads JSON within `app.state.settings.max_body_bytes`."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def bounded(request: Request) -> Response:
+            read = JsonRequest(request.scope, request.receive)
+            if request.method == "POST":
+                _check_type(read)
+                await _read_body(read, request.app.state.settings.max_body_bytes)
+            return await handler(read)
+
+        return bounded
+
+
+def _check_type(request: Request) -> None:
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise UnsupportedTypeError(f"the body came as {kind!r}; send application/json")
+
+
+async def _read_body(request: JsonRequest, limit: int) -> None:
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size <= limit:
+            chunks.append(chunk)
+        elif size > limit * _DISCARD_FACTOR:
+            break
+    if size > limit:
+        raise LengthError(
+            f"the body has more than {limit} bytes; send fewer inputs at a time, or raise FATHOM_MAX_BODY_BYTES"
+        )
+    request._body = b"".join(chunks)

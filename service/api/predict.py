@@ -1,0 +1,185 @@
+"""POST /predict: any model, any chain."""
+
+from collections.abc import AsyncIterator, Sequence
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from models.errors import InputError, LengthError
+from service.api import sse
+from service.api.body import JsonRoute
+from service.api.schemas import (
+    Parameters,
+    PredictRequest,
+    PredictResponse,
+    RowOutput,
+    TextOutput,
+    TimingOut,
+    Token,
+    TokenLogprob,
+    Usage,
+)
+from service.api.state import RegistryState, SettingsState
+from service.engine.engine import Engine
+from service.engine.language import Completion, Judgement, LanguageEngine
+from service.engine.sampling import Choice, Sampling
+from service.engine.tensor import Row, TensorEngine
+from service.engine.work import Timing
+from service.logs import request_id
+
+router = APIRouter(route_class=JsonRoute, tags=["predict"])
+
+
+@router.post("/predict", response_model=PredictResponse)
+async def predict(body: PredictRequest, request: Request, registry: RegistryState, settings: SettingsState) -> Response:
+    """Run every input along its chain."""
+    if len(body.inputs) > settings.max_inputs:
+        raise LengthError(f"{len(body.inputs)} inputs came; one request takes {settings.max_inputs}; send several")
+    if not body.inputs:
+        raise InputError("no inputs came; send at least one")
+    engine = registry.get(body.model, body.version)
+    if body.stream:
+        return await sse.stream(_events(body, engine))
+    return Response((await answer(body, engine)).model_dump_json(exclude_none=True), media_type="application/json")
+
+
+async def answer(body: PredictRequest, engine: Engine) -> PredictResponse:
+    """The whole answer to a request."""
+    if isinstance(engine, LanguageEngine):
+        if body.parameters.mode == "score":
+            return _scored(body, engine, await _score(body, engine))
+        prompts = _prompts(body)
+        return _generated(body, engine, await engine.generate(prompts, body.chain, _sampling(body.parameters)))
+    assert isinstance(engine, TensorEngine)
+    if body.parameters.mode == "score" or body.targets:
+        raise InputError(f"model {body.model!r} has no text to score; leave 'mode' and 'targets' out")
+    rows, timing = await engine.infer(body.inputs, body.chain)
+    return _rows(body, engine, rows, timing)
+
+
+def _prompts(body: PredictRequest) -> list[str | list[int]]:
+    if body.targets is not None and body.parameters.mode == "generate":
+        raise InputError("targets came without mode 'score'; set parameters.mode, or leave them out")
+    if not isinstance(body.inputs, list):
+        raise InputError("a language model takes a list of texts or of token-id lists")
+    for place, prompt in enumerate(body.inputs):
+        is_ids = isinstance(prompt, list) and all(type(token_id) is int for token_id in prompt)
+        if not (isinstance(prompt, str) or is_ids):
+            raise InputError(f"input {place} is neither a text nor a list of token ids; send one of these")
+    return body.inputs
+
+
+def _sampling(parameters: Parameters) -> Sampling:
+    return Sampling(
+        max_new_tokens=parameters.max_new_tokens,
+        temperature=parameters.temperature,
+        top_k=parameters.top_k,
+        top_p=parameters.top_p,
+        seed=parameters.seed,
+        stop=tuple(parameters.stop),
+        logprobs=parameters.logprobs,
+    )
+
+
+async def _score(body: PredictRequest, engine: LanguageEngine) -> list[Judgement]:
+    prompts, targets = _prompts(body), body.targets or []
+    if len(targets) != len(prompts):
+        raise InputError(f"{len(targets)} targets came with {len(prompts)} inputs; send one per input")
+    chains = engine.chains(body.chain, len(prompts))
+    wanted = [engine.target(target) for target in targets]
+    pairs = [(engine.encode(prompt, len(one)), one) for prompt, one in zip(prompts, wanted, strict=True)]
+    return await engine.score(pairs, chains)
+
+
+def _generated(body: PredictRequest, engine: LanguageEngine, done: Sequence[Completion]) -> PredictResponse:
+    outputs = [_text_output(one, engine, body.parameters.logprobs) for one in done]
+    usage = Usage(
+        prompt_tokens=sum(one.num_prompt_tokens for one in done),
+        completion_tokens=sum(len(one.token_ids) for one in done),
+        layer_evaluations=sum(one.layer_evaluations for one in done),
+    )
+    return _response(engine, outputs, usage, [one.timing for one in done])
+
+
+def _text_output(done: Completion, engine: LanguageEngine, logprobs: int | None) -> TextOutput:
+    return TextOutput(
+        text=done.text,
+        token_ids=list(done.token_ids),
+        finish_reason=done.finish_reason,
+        logprob=done.logprob,
+        logprobs=None if logprobs is None else [_token(choice, engine) for choice in done.choices],
+        chain=list(done.chain.layers),
+        layers_executed=done.layers_executed,
+        layers_full=done.layers_full,
+    )
+
+
+def _token(choice: Choice, engine: LanguageEngine) -> TokenLogprob:
+    def named(token_id: int, logprob: float) -> Token:
+        return Token(token_id=token_id, token=engine.tokenizer.token(token_id), logprob=logprob)
+
+    chosen = named(choice.token_id, choice.logprob)
+    return TokenLogprob(**chosen.model_dump(), top=[named(*alternative) for alternative in choice.top])
+
+
+def _scored(body: PredictRequest, engine: LanguageEngine, judged: Sequence[Judgement]) -> PredictResponse:
+    outputs = [
+        TextOutput(
+            text=engine.tokenizer.decode(one.token_ids),
+            token_ids=list(one.token_ids),
+            logprob=sum(one.logprobs),
+            logprobs=list(one.logprobs),
+            matches=one.matches,
+            chain=list(one.chain.layers),
+            layers_executed=one.layers_executed,
+            layers_full=one.layers_full,
+        )
+        for one in judged
+    ]
+    usage = Usage(
+        prompt_tokens=sum(one.num_prompt_tokens for one in judged),
+        layer_evaluations=sum(one.layer_evaluations for one in judged),
+    )
+    return _response(engine, outputs, usage, [one.timing for one in judged])
+
+
+def _rows(body: PredictRequest, engine: TensorEngine, rows: Sequence[Row], timing: Timing) -> PredictResponse:
+    outputs = [
+        RowOutput(
+            outputs=row.outputs,
+            chain=list(row.chain.layers),
+            layers_executed=row.layers_executed,
+            layers_full=row.layers_full,
+        )
+        for row in rows
+    ]
+    usage = Usage(layer_evaluations=sum(row.layers_executed for row in rows))
+    return _response(engine, outputs, usage, [timing])
+
+
+def _response(
+    engine: Engine, outputs: list[TextOutput] | list[RowOutput], usage: Usage, timings: Sequence[Timing]
+) -> PredictResponse:
+    return PredictResponse(
+        model=engine.manifest.name,
+        version=engine.manifest.version,
+        request_id=request_id.get(),
+        outputs=outputs,
+        usage=usage,
+        timing=TimingOut(
+            queue_ms=1000 * max(timing.queue_s for timing in timings),
+            compute_ms=1000 * max(timing.compute_s for timing in timings),
+        ),
+    )
+
+
+async def _events(body: PredictRequest, engine: Engine) -> AsyncIterator[bytes]:
+    if not isinstance(engine, LanguageEngine) or body.parameters.mode != "generate" or len(body.inputs) != 1:
+        raise InputError("only the generation of one text can be streamed; send one input to a language model")
+    (prompt,) = _prompts(body)
+    async for one in engine.stream(prompt, body.chain, _sampling(body.parameters)):
+        if isinstance(one, Completion):
+            yield sse.event("done", _generated(body, engine, [one]).model_dump(exclude_none=True))
+        else:
+            text, choice = one
+            yield sse.event("token", {"text": text, "token_id": choice.token_id, "logprob": choice.logprob})

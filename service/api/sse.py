@@ -1,0 +1,28 @@
+"""Server-sent events, and errors after the first byte as a last event."""
+
+from collections.abc import AsyncIterator
+
+import orjson
+from starlette.responses import StreamingResponse
+
+from service.problems import problem_of
+
+
+def event(name: str, data: object) -> bytes:
+    """One event, its data as JSON."""
+    return b"event: " + name.encode() + b"\ndata: " + orjson.dumps(data) + b"\n\n"
+
+
+async def stream(events: AsyncIterator[bytes]) -> StreamingResponse:
+    """Answer with `events`; what fails before the first is raised, what fails later becomes the event `problem`."""
+    first = await anext(events)
+
+    async def body() -> AsyncIterator[bytes]:
+        yield first
+        try:
+            async for one in events:
+                yield one
+        except Exception as error:
+            yield b"event: problem\ndata: " + bytes(problem_of(error).body) + b"\n\n"
+
+    return StreamingResponse(body(), media_type="text/event-stream", headers={"cache-control": "no-store"})

@@ -1,0 +1,36 @@
+"""What routes get from the application: its settings, its models, its metrics."""
+
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from service.lifecycle import Lifecycle
+from service.metrics import Metrics
+from service.registry import Registry
+from service.settings import Settings
+
+
+def _settings(request: Request) -> Settings:
+    settings: Settings = request.app.state.settings
+    return settings
+
+
+def _registry(request: Request) -> Registry:
+    registry: Registry = request.app.state.registry
+    return registry
+
+
+def _metrics(request: Request) -> Metrics:
+    metrics: Metrics = request.app.state.metrics
+    return metrics
+
+
+def _lifecycle(request: Request) -> Lifecycle:
+    lifecycle: Lifecycle = request.app.state.lifecycle
+    return lifecycle
+
+
+SettingsState = Annotated[Settings, Depends(_settings)]
+RegistryState = Annotated[Registry, Depends(_registry)]
+MetricsState = Annotated[Metrics, Depends(_metrics)]
+LifecycleState = Annotated[Lifecycle, Depends(_lifecycle)]

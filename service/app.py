@@ -1,0 +1,44 @@
+"""The application: settings in, ASGI app out. No module-level app, nothing opened before the lifespan begins."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib import metadata
+
+from fastapi import FastAPI
+
+from service.access import AccessMiddleware
+from service.api import cola, health, models, predict
+from service.lifecycle import Lifecycle
+from service.metrics import Metrics
+from service.problems import add_handlers
+from service.registry import Registry
+from service.settings import Settings
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """An app that loads the repository's models in the background once it starts, and unloads them when it stops."""
+    process_metrics, lifecycle = Metrics(), Lifecycle()
+    registry = Registry(settings, process_metrics)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.create_task(registry.load_all())
+        yield
+        loading.cancel()
+        await asyncio.gather(loading, return_exceptions=True)
+        await registry.close()
+
+    app = FastAPI(
+        title="Fathom",
+        description="An inference server whose models choose their own depth, request by request.",
+        version=metadata.version("fathom-serving"),
+        lifespan=lifespan,
+    )
+    app.state.settings, app.state.registry = settings, registry
+    app.state.metrics, app.state.lifecycle = process_metrics, lifecycle
+    app.add_middleware(AccessMiddleware, metrics=process_metrics, lifecycle=lifecycle)
+    add_handlers(app)
+    for module in (predict, cola, models, health):
+        app.include_router(module.router)
+    return app

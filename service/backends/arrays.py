@@ -1,0 +1,36 @@
+"""The few array operations a chain of parts needs beyond indexing, for numpy; torch has its own beside its loader."""
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from service.backends.protocol import Array
+
+
+class Arrays(Protocol):
+    """Where a runtime keeps its arrays, and how they come in and go out."""
+
+    def zeros(self, shape: tuple[int, ...]) -> Any:
+        """Float32 zeros."""
+        ...
+
+    def take_in(self, array: Array) -> Any:
+        """A host array as one of the runtime's."""
+        ...
+
+    def give_out(self, array: Any) -> Array:
+        """One of the runtime's arrays as a host array."""
+        ...
+
+
+class HostArrays:
+    """Numpy arrays, for runtimes that compute on them."""
+
+    def zeros(self, shape: tuple[int, ...]) -> Array:
+        return np.zeros(shape, np.float32)
+
+    def take_in(self, array: Array) -> Array:
+        return array
+
+    def give_out(self, array: Array) -> Array:
+        return array

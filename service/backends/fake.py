@@ -1,0 +1,60 @@
+"""Arithmetic instead of weights: whole numbers that float32 holds exactly, for tests of everything around them.
+
+A fake language model of any manifest's sizes: a visit mixes all visible tokens, so a wrong cache, mask, slot or order
+changes the answer.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+from models.artifact import Manifest
+from service.backends.parts import Parts
+from service.backends.protocol import Array
+
+_PRIME = 997.0
+
+
+def open_fake(manifest: Manifest) -> Parts:
+    """Parts with the signatures of a real model of this manifest."""
+    layers = range(manifest.num_layers)
+    if manifest.language:
+        embed = partial(_language_embed, manifest.language.head_size)
+        head = partial(_head, manifest.language.vocab_size)
+        return Parts(embed, tuple(partial(_language_layer, index) for index in layers), head)
+    head = partial(_head, abs(manifest.outputs[0].shape[-1]))
+    return Parts(_tensor_embed, tuple(partial(_tensor_layer, index) for index in layers), head)
+
+
+def _language_embed(head_size: int, token_ids: Array, starts: Array, columns: Array) -> Sequence[Array]:
+    batch, length = token_ids.shape
+    new = np.arange(length)
+    positions = starts[:, None] + new  # [B, S]
+    cached = np.broadcast_to((columns < starts[:, None])[:, None, :], (batch, length, len(columns)))
+    causal = np.broadcast_to(new[None, :] <= new[:, None], (batch, length, length))
+    mask = np.concatenate((cached, causal), axis=2)[:, None]  # [B, 1, S, P + S]
+    hidden = ((token_ids * 31 + positions * 7 + 1) % _PRIME).astype(np.float32)[:, :, None]  # [B, S, 1]
+    return hidden, np.zeros((batch, length, head_size)), np.zeros((batch, length, head_size)), mask
+
+
+def _language_layer(
+    index: int, hidden: Array, cos: Array, sin: Array, mask: Array, past_key: Array, past_value: Array
+) -> Sequence[Array]:
+    key = np.broadcast_to(hidden[:, None], (len(hidden), past_key.shape[1], hidden.shape[1], past_key.shape[3]))
+    seen = np.concatenate((past_key, key), axis=2)[:, 0, :, 0]  # [B, P + S]
+    mixed = np.where(mask[:, 0], seen[:, None, :], 0.0).sum(axis=2)[:, :, None]  # [B, S, 1]
+    return (hidden * (index + 2) + mixed + index).astype(np.float32) % np.float32(_PRIME), key, key
+
+
+def _tensor_embed(features: Array) -> Sequence[Array]:
+    return (np.floor(features.reshape(len(features), -1).sum(axis=1, keepdims=True)) % _PRIME,)
+
+
+def _tensor_layer(index: int, hidden: Array) -> Sequence[Array]:
+    return ((hidden * (index + 2) + index) % _PRIME,)
+
+
+def _head(width: int, hidden: Array) -> Sequence[Array]:
+    favourite = hidden % width  # [..., 1]
+    return (-np.abs(np.arange(width) - favourite).astype(np.float32),)

@@ -1,0 +1,98 @@
+"""Which backend serves an artifact, imported only when it is needed."""
+
+from importlib import metadata
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from models.artifact import Form, Format, Manifest
+from models.errors import BackendError
+from service.backends.arrays import Arrays, HostArrays
+from service.backends.kv import slot_bytes
+from service.backends.parts import LanguageBackend, Parts, TensorBackend
+from service.backends.protocol import Backend
+
+BackendName: TypeAlias = Literal["auto", "onnx", "torchscript", "eager", "fake"]
+Device: TypeAlias = Literal["cpu", "cuda"]
+# In order of preference: the fastest runtime whose files are there.
+_FORMATS: dict[str, Format] = {"onnx": "onnx", "torchscript": "torchscript", "eager": "safetensors"}
+
+
+def open_backend(
+    manifest: Manifest,
+    directory: Path,
+    name: BackendName = "auto",
+    device: Device = "cpu",
+    num_threads: int = 1,
+    num_slots: int = 0,
+) -> Backend:
+    """Load one artifact. Raises BackendError if it has no such form or the runtime refuses it."""
+    chosen = choose_backend(manifest, name)
+    parts, arrays = _open_parts(manifest, directory, chosen, device, num_threads)
+    if manifest.language:
+        return LanguageBackend(parts, manifest.language, num_slots, arrays)
+    return TensorBackend(parts, manifest.inputs, manifest.outputs, arrays)
+
+
+def choose_backend(manifest: Manifest, name: BackendName) -> BackendName:
+    """The backend that will serve this artifact. Raises BackendError naming the forms it has."""
+    if name == "fake":
+        return name
+    for candidate, form in _FORMATS.items():
+        if form in manifest.forms and name in ("auto", candidate):
+            return candidate  # type: ignore[return-value]
+    raise BackendError(
+        f"model {manifest.name!r} has the forms {sorted(manifest.forms)}, none for backend {name!r}; export it again"
+    )
+
+
+def refuse_both_runtimes() -> None:
+    """Raise BackendError if both onnxruntime wheels are installed: they overwrite each other's files."""
+    names = {distribution.metadata["Name"].lower() for distribution in metadata.distributions()}
+    if {"onnxruntime", "onnxruntime-gpu"} <= names:
+        raise BackendError(
+            "onnxruntime and onnxruntime-gpu are both installed and share one folder; uninstall both, "
+            "then install exactly one of the extras cpu, gpu, onnx"
+        )
+
+
+def num_slots_within(manifest: Manifest, max_rows: int, max_bytes: int, max_chain_length: int) -> int:
+    """KV slots for `max_rows` sequences on the full chain, as far as `max_bytes` go. Raises BackendError if too few."""
+    if manifest.language is None:
+        return 0
+    affordable = max_bytes // slot_bytes(manifest.language)
+    if affordable < max_chain_length:
+        raise BackendError(
+            f"model {manifest.name!r} needs {max_chain_length} KV slots of {slot_bytes(manifest.language)} bytes "
+            f"for its longest chain and {max_bytes} bytes hold {affordable}; raise FATHOM_KV_BYTES"
+        )
+    return max(min(affordable, max_rows * manifest.num_layers), max_chain_length)
+
+
+def _open_parts(
+    manifest: Manifest, directory: Path, name: BackendName, device: Device, num_threads: int
+) -> tuple[Parts, Arrays]:
+    if name == "fake":
+        from service.backends.fake import open_fake
+
+        return open_fake(manifest), HostArrays()
+    form: Form = manifest.forms[_FORMATS[name]]
+    if name == "onnx":
+        from service.backends.onnx import open_onnx
+
+        return open_onnx(directory, form, device, num_threads), HostArrays()
+    return _open_torch(directory, form, name, device, num_threads)
+
+
+def _open_torch(
+    directory: Path, form: Form, name: BackendName, device: Device, num_threads: int
+) -> tuple[Parts, Arrays]:
+    import torch
+
+    from service.backends.eager import open_eager
+    from service.backends.torch_arrays import TorchArrays, torch_device
+    from service.backends.torchscript import open_torchscript
+
+    torch.set_num_threads(num_threads)
+    opened = torch_device(device)
+    loader = open_eager if name == "eager" else open_torchscript
+    return loader(directory, form, opened), TorchArrays(opened)

@@ -1,0 +1,134 @@
+"""A backend made of parts: embed, each layer, head as plain callables.
+
+Knows no runtime; the loaders bring the parts.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from models.artifact import LanguageSpec, TensorSpec
+from service.backends.arrays import Arrays
+from service.backends.kv import KVCache
+from service.backends.protocol import Array, Carry, Ints, Rows
+
+# Arrays of one runtime in, arrays of the same runtime out.
+Part: TypeAlias = Callable[..., Sequence[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The callables of one model, in the signatures of `models.layered`; `close` frees what they hold."""
+
+    embed: Part
+    layers: tuple[Part, ...]
+    head: Part
+    close: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """Carry of a language model: what changes with every visit, and what the whole pass shares."""
+
+    hidden: Any  # [B, S, D]
+    shared: tuple[Any, ...]  # cos [B, S, K], sin [B, S, K], mask [B, 1, S, P + S]
+
+
+class LanguageBackend:
+    """A decoder-only language model with one KV slot per visit."""
+
+    def __init__(self, parts: Parts, language: LanguageSpec, num_slots: int, arrays: Arrays) -> None:
+        self._parts, self._language, self._arrays = parts, language, arrays
+        self._cache = KVCache(language, num_slots, arrays)
+
+    @property
+    def num_layers(self) -> int:
+        return len(self._parts.layers)
+
+    @property
+    def num_slots(self) -> int:
+        return self._cache.num_slots
+
+    def embed(self, inputs: Mapping[str, Array], rows: Rows | None = None) -> Carry:
+        assert rows is not None
+        columns = np.arange(rows.starts.max(), dtype=np.int64)  # [P]
+        taken = (self._arrays.take_in(array) for array in (inputs["token_ids"], rows.starts, columns))
+        hidden, *shared = self._parts.embed(*taken)
+        return _Pass(hidden, tuple(shared))
+
+    def layer(self, index: int, carry: Carry, rows: Rows | None = None) -> Carry:
+        assert rows is not None
+        past = self._past(carry, rows)
+        hidden, keys, values = self._parts.layers[index](carry.hidden, *carry.shared, *past)
+        if rows.slots is not None:
+            self._cache.write(rows, keys, values)
+        return _Pass(hidden, carry.shared)
+
+    def head(self, carry: Carry, tokens: Ints | None = None) -> dict[str, Array]:
+        assert tokens is not None
+        picked = carry.hidden[np.arange(len(tokens))[:, None], tokens]  # [B, T, D]
+        (logits,) = self._parts.head(picked)
+        return {"logits": self._arrays.give_out(logits)}
+
+    def select(self, carry: Carry, rows: Sequence[int]) -> Carry:
+        chosen = list(rows)
+        return _Pass(carry.hidden[chosen], tuple(array[chosen] for array in carry.shared))
+
+    def merge(self, carry: Carry, rows: Sequence[int], part: Carry) -> Carry:
+        carry.hidden[list(rows)] = part.hidden
+        return carry
+
+    def close(self) -> None:
+        self._parts.close()
+
+    def _past(self, carry: Carry, rows: Rows) -> tuple[Any, Any]:
+        mask = carry.shared[2]
+        if rows.slots is not None:
+            return self._cache.read(rows.slots, mask.shape[3] - mask.shape[2])
+        nothing = self._arrays.zeros((len(rows.starts), self._language.num_kv_heads, 0, self._language.head_size))
+        return nothing, nothing
+
+
+class TensorBackend:
+    """A model of tensors: a stack of layers without positions or cache, or a whole graph with no layers at all."""
+
+    num_slots = 0
+
+    def __init__(
+        self, parts: Parts, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], arrays: Arrays
+    ) -> None:
+        self._parts, self._arrays = parts, arrays
+        self._inputs, self._outputs = [spec.name for spec in inputs], [spec.name for spec in outputs]
+
+    @property
+    def num_layers(self) -> int:
+        return len(self._parts.layers)
+
+    def embed(self, inputs: Mapping[str, Array], rows: Rows | None = None) -> Carry:
+        return tuple(self._parts.embed(*(self._arrays.take_in(inputs[name]) for name in self._inputs)))
+
+    def layer(self, index: int, carry: Carry, rows: Rows | None = None) -> Carry:
+        return tuple(self._parts.layers[index](*carry))
+
+    def head(self, carry: Carry, tokens: Ints | None = None) -> dict[str, Array]:
+        outputs = self._parts.head(*carry)
+        return {name: self._arrays.give_out(array) for name, array in zip(self._outputs, outputs, strict=True)}
+
+    def select(self, carry: Carry, rows: Sequence[int]) -> Carry:
+        chosen = list(rows)
+        return tuple(array[chosen] for array in carry)
+
+    def merge(self, carry: Carry, rows: Sequence[int], part: Carry) -> Carry:
+        for array, update in zip(carry, part, strict=True):
+            array[list(rows)] = update
+        return carry
+
+    def close(self) -> None:
+        self._parts.close()
+
+
+def unchanged(*arrays: Any) -> Sequence[Any]:
+    """The embed part of a whole graph: its inputs are its carry."""
+    return arrays

@@ -1,0 +1,162 @@
+"""The command `fathom`. Other packages add their own commands through the entry point group `fathom.commands`."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Coroutine
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from models.errors import FathomError
+
+_T = TypeVar("_T")
+_COMMANDS = "fathom.commands"
+
+Repository = Annotated[Path | None, typer.Option(help="Folder of models; FATHOM_REPOSITORY, else ./repository.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+ChainOption = Annotated[str, typer.Option(help="'full', or layers such as '0-3,5,5,7-11'.")]
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Serve, search and export models that choose their own depth."
+)
+
+
+@app.command()
+def serve(
+    repository: Repository = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
+    backend: Annotated[str | None, typer.Option(help="auto, onnx, torchscript, eager or fake.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+) -> None:
+    """Serve the models of a repository over HTTP."""
+    from service import server
+    from service.settings import read_settings
+
+    server.serve(read_settings(repository=repository, host=host, port=port, backend=backend, device=device))
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(help="Name of a model in the repository.")],
+    inputs: Annotated[list[str], typer.Argument(help="Texts, or rows as JSON lists.")],
+    chain: ChainOption = "full",
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 64,
+    repository: Repository = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answer inputs in this process, without a server."""
+    from service.local import predict_locally
+
+    body = {"model": model, "inputs": [_value(text) for text in inputs], "chain": chain}
+    answer = _wait(predict_locally(repository, {**body, "parameters": {"max_new_tokens": max_new_tokens}}))
+    if as_json:
+        print(json.dumps(answer))
+        return
+    for output in answer["outputs"]:
+        said = output["text"] if "text" in output else json.dumps(output["outputs"])
+        print(f"{said}\t{output['layers_executed']} of {output['layers_full']} layers")
+
+
+@app.command()
+def search(
+    model: Annotated[str, typer.Argument(help="Name of a model in the repository.")],
+    sample: Annotated[str, typer.Argument(help="A text, or a row as a JSON list.")],
+    target: Annotated[str | None, typer.Option(help="The answer wanted; without it, the full chain's answer.")] = None,
+    simulations: Annotated[int, typer.Option(help="Chains to try.")] = 200,
+    seconds: Annotated[float | None, typer.Option(help="Time to spend at most.")] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same answer.")] = 0,
+    repository: Repository = None,
+    as_json: AsJson = False,
+) -> None:
+    """Search the chain of one sample in this process."""
+    from service.local import search_locally
+
+    body = {
+        "model": model,
+        "input": _value(sample),
+        "target": None if target is None else _value(target) if _is_row(sample) else target,
+        "budget": {"simulations": simulations, "seconds": seconds},
+        "seed": seed,
+    }
+    with _progress() as progress:
+        task = progress.add_task("simulations", total=simulations)
+        result = _wait(search_locally(repository, body, lambda done: progress.update(task, completed=done)))
+    print(json.dumps(result) if as_json else _told(result))
+
+
+@app.command()
+def models(repository: Repository = None, as_json: AsJson = False) -> None:
+    """List the models of a repository; every file's hash is checked."""
+    from service.local import list_locally
+
+    found = list_locally(repository)
+    if as_json:
+        print(json.dumps(found))
+        return
+    table = Table("model", "version", "kind", "layers", "formats", "state")
+    for one in found:
+        table.add_row(*(str(one[key]) for key in ("name", "version", "kind", "num_layers", "formats", "state")))
+    Console().print(table)
+
+
+def main() -> None:
+    """Entry point: our errors are one line on standard error and exit code 1."""
+    for entry in metadata.entry_points(group=_COMMANDS):
+        app.command(entry.name)(_loaded(entry))
+    try:
+        app()
+    except FathomError as error:
+        _fail(str(error))
+
+
+def _loaded(entry: metadata.EntryPoint) -> Callable[..., Any]:
+    command: Callable[..., Any] = entry.load()
+    return command
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"fathom: {message}", file=sys.stderr)
+    raise SystemExit(1)
+
+
+def _wait(coroutine: Coroutine[Any, Any, _T]) -> _T:
+    return asyncio.run(coroutine)
+
+
+def _is_row(text: str) -> bool:
+    return text.lstrip().startswith("[")
+
+
+def _value(text: str) -> Any:
+    """A JSON list is a row or token ids; anything else is text."""
+    try:
+        return json.loads(text) if _is_row(text) or text.isdigit() else text
+    except json.JSONDecodeError:
+        return text
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+def _told(result: dict[str, Any]) -> str:
+    from models.chain import Chain
+
+    lines = []
+    for name in ("full", "best"):
+        one = result[name]
+        chain = Chain(tuple(one["chain"]))
+        certified = "certified" if one["certified"] else "not certified"
+        lines.append(f"{name:5} {one['text']!r} with {one['length']} layers ({chain}), {certified}")
+    oracle = ", with the label known" if result["oracle"] else ""
+    return "\n".join(
+        [*lines, f"{result['stats']['simulations']} simulations{oracle}, {result['stats']['seconds']:.2f} s"]
+    )

@@ -1,0 +1,181 @@
+"""The one thread that owns a model's backend, fed by its queue. Knows no text and no HTTP."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from models.errors import BackendError, FathomError, UnavailableError
+from service.backends.protocol import Array, Backend
+from service.engine.executor import Executor, LayerCounter
+from service.engine.forward import run_scores, run_tensors
+from service.engine.generate import Generator, take_token
+from service.engine.queue import Limits, Queue, QueueLimits
+from service.engine.work import GenerateWork, ScoreWork, TensorWork, Work
+
+_log = logging.getLogger("fathom.engine")
+_W = TypeVar("_W", bound=Work)
+_SMOOTHING = 0.9
+
+
+class Batcher:
+    """Takes what waits and never waits when idle. A turn is one batch of one-pass work and one token per sequence."""
+
+    def __init__(self, backend: Backend, counter: LayerCounter, limits: Limits, queue_limits: QueueLimits) -> None:
+        self._backend, self._limits = backend, limits
+        self._executor = Executor(backend, counter)
+        self._generator = Generator(self._executor, backend.num_slots, limits)
+        self._queue = Queue(queue_limits)
+        self._changed = threading.Condition()
+        self._is_closing = False
+        self._turn_s = 0.0
+        self._taken: list[Work] = []
+        self._thread = threading.Thread(target=self._loop, name="fathom-device", daemon=True)
+        self._thread.start()
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._queue)
+
+    @property
+    def num_waiting_rows(self) -> int:
+        return self._queue.num_rows
+
+    @property
+    def num_waiting_tokens(self) -> int:
+        return self._queue.num_tokens
+
+    @property
+    def num_running(self) -> int:
+        return len(self._generator.running)
+
+    @property
+    def num_slots_used(self) -> int:
+        return self._generator.slots.num_used
+
+    def submit(self, works: Sequence[Work]) -> None:
+        """Queue the samples of one request, all or none. Raises OverloadError or UnavailableError."""
+        with self._changed:
+            if self._is_closing:
+                raise UnavailableError("the model is being unloaded; send the request again in a moment")
+            turns = len(self._queue) / self._limits.max_rows
+            self._queue.put(works, retry_after_s=max(1.0, self._turn_s * turns))
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Finish everything that was accepted, then free the backend. Blocks until done."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _loop(self) -> None:
+        while self._wait():
+            started = time.perf_counter()
+            try:
+                self._turn()
+            except Exception as error:
+                _log.exception("a turn of the device thread failed")
+                self._give_up(error)
+            self._turn_s = _SMOOTHING * self._turn_s + (1 - _SMOOTHING) * (time.perf_counter() - started)
+        self._backend.close()
+
+    def _wait(self) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._has_work() or self._is_closing)
+            return self._has_work()
+
+    def _has_work(self) -> bool:
+        return bool(len(self._queue) or self._generator.running)
+
+    def _turn(self) -> None:
+        self._release_abandoned()
+        with self._changed:
+            self._queue.drop_abandoned()
+            self._taken = self._queue.take(self._limits)
+            while self._queue.prompts and self._generator.admit(self._queue.prompts[0]):
+                _start([self._queue.take_prompt()])
+        _start(self._taken)
+        self._run_one_pass(TensorWork, run_tensors)
+        self._run_one_pass(ScoreWork, run_scores)
+        self._taken = []
+        for works in self._generator.next_batches():
+            self._step(works)
+
+    def _run_one_pass(self, kind: type[_W], run: Callable[[Executor, Sequence[_W]], Sequence[object]]) -> None:
+        works = [work for work in self._taken if isinstance(work, kind)]
+        if works:
+            results = _run_isolated(lambda chosen: run(self._executor, chosen), works)
+            _answer(list(zip(works, results, strict=True)))
+
+    def _step(self, works: list[GenerateWork]) -> None:
+        rows = _run_isolated(self._generator.logits, works)
+        ends = [_end_of(work, logits) for work, logits in zip(works, rows, strict=True)]
+        ended = [(work, end) for work, end in zip(works, ends, strict=True) if end is not None]
+        for work, _ in ended:
+            self._generator.release(work)
+        _answer(ended)
+
+    def _release_abandoned(self) -> None:
+        for work in [work for work in self._generator.running if work.future.done()]:
+            self._generator.release(work)
+
+    def _give_up(self, error: Exception) -> None:
+        """Answer everything in hand with the error: nothing that was accepted may be forgotten."""
+        failed = [*self._taken, *self._generator.running]
+        self._taken = []
+        for work in list(self._generator.running):
+            self._generator.release(work)
+        _answer([(work, _as_ours(error)) for work in failed])
+
+
+def _run_isolated(run: Callable[[Sequence[_W]], Sequence[Any]], works: Sequence[_W]) -> list[Any]:
+    """Run a batch; if it fails, run each unit alone, so that only the one at fault gets the error."""
+    try:
+        return list(run(works))
+    except Exception as error:
+        if len(works) == 1:
+            _log.exception("a sample failed")
+            return [_as_ours(error)]
+        return [result for work in works for result in _run_isolated(run, [work])]
+
+
+def _end_of(work: GenerateWork, logits: Array | Exception) -> object | None:
+    if isinstance(logits, Exception):
+        return logits
+    try:
+        return take_token(work, logits)
+    except Exception as error:
+        return _as_ours(error)
+
+
+def _as_ours(error: Exception) -> FathomError:
+    return error if isinstance(error, FathomError) else BackendError(f"the runtime failed: {error}")
+
+
+def _start(works: Sequence[Work]) -> None:
+    now = time.perf_counter()
+    for work in works:
+        work.started_at = now
+
+
+def _answer(ended: Sequence[tuple[Work, object]]) -> None:
+    """Hand results to the event loops that wait for them, one wake-up each."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Work, object]]] = {}
+    for work, result in ended:
+        by_loop.setdefault(work.future.get_loop(), []).append((work, result))
+    for loop, results in by_loop.items():
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(_resolve, results)
+
+
+def _resolve(results: Sequence[tuple[Work, object]]) -> None:
+    for work, result in results:
+        if work.future.done():
+            continue
+        if isinstance(result, Exception):
+            work.future.set_exception(result)
+        else:
+            work.future.set_result(result)

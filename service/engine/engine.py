@@ -1,0 +1,79 @@
+"""One loaded model as routes see it: chains in, answers out. No HTTP, no runtime names."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from models.artifact import Manifest
+from models.chain import Chain
+from models.errors import ChainError
+from service.backends.protocol import Backend
+from service.engine.batcher import Batcher
+from service.engine.queue import Limits, QueueLimits
+from service.engine.work import Work
+from service.metrics import ModelMetrics
+
+# What a request may say of a chain: the text form or "full", the layers, or one of these per input.
+ChainValue: TypeAlias = str | Sequence[int] | Sequence[str | Sequence[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """Bounds of one model; `max_chain_length` is in visits."""
+
+    batch: Limits
+    queue: QueueLimits
+    max_chain_length: int
+
+
+class Engine:
+    """A backend behind its queue. Create and close it on the event loop's thread; await its work there."""
+
+    def __init__(self, manifest: Manifest, backend: Backend, limits: EngineLimits, metrics: ModelMetrics) -> None:
+        self.manifest, self.limits, self.metrics = manifest, limits, metrics
+        self.num_layers = manifest.num_layers
+        self._batcher = Batcher(backend, metrics, limits.batch, limits.queue)
+        metrics.watch(self._batcher, backend.num_slots)
+
+    def chains(self, value: ChainValue, count: int) -> tuple[Chain, ...]:
+        """The chain of each of `count` inputs. Raises ChainError naming the visit, the value and the limit."""
+        if isinstance(value, str) or not value or all(isinstance(layer, int) for layer in value):
+            return (self._chain(value),) * count  # type: ignore[arg-type]
+        if len(value) != count:
+            raise ChainError(f"{len(value)} chains came with {count} inputs; send one chain, or one per input")
+        return tuple(self._chain(one) for one in value)  # type: ignore[arg-type]
+
+    @property
+    def full(self) -> Chain:
+        """Every layer once; of no visits where the model is served whole."""
+        return Chain.full(self.num_layers)
+
+    async def close(self) -> None:
+        """Answer what was accepted, then free the model."""
+        await asyncio.to_thread(self._batcher.close)
+        self.metrics.close()
+
+    async def run(self, works: Sequence[Work]) -> list[Any]:
+        """Queue the samples of one request and wait for all. If the caller is cancelled, they leave the batch."""
+        self._batcher.submit(works)
+        try:
+            return await asyncio.gather(*(work.future for work in works))
+        finally:
+            for work in works:
+                work.future.cancel()
+
+    def _chain(self, value: str | Sequence[int]) -> Chain:
+        if value == "full":
+            return self.full
+        if not self.num_layers:
+            raise ChainError(
+                f"model {self.manifest.name!r} is served whole and has no layers to choose; leave 'chain' out"
+            )
+        chain = Chain.parse(value) if isinstance(value, str) else Chain(tuple(value))
+        return chain.check(self.num_layers, self.limits.max_chain_length)
+
+
+def new_future() -> asyncio.Future[object]:
+    """A future of the running event loop."""
+    return asyncio.get_running_loop().create_future()

@@ -1,0 +1,50 @@
+"""One-pass work: tensor rows, and sequences scored by teacher forcing. Many units of work, one batch."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from models.errors import ChainError
+from service.backends.protocol import Array
+from service.engine.executor import Batch, Executor, pad
+from service.engine.sampling import log_softmax
+from service.engine.work import Score, ScoreWork, Tensors, TensorWork
+
+
+def run_tensors(executor: Executor, works: Sequence[TensorWork]) -> list[Tensors]:
+    """Answer tensor work of one model together; inputs are joined along the batch axis and outputs split again."""
+    inputs = {name: np.concatenate([work.inputs[name] for work in works]) for name in works[0].inputs}
+    outputs = executor.run(Batch(inputs, tuple(chain for work in works for chain in work.chains)))
+    ends = np.cumsum([work.num_rows for work in works])
+    pieces = {name: np.split(array, ends[:-1]) for name, array in outputs.items()}
+    return [
+        Tensors({name: arrays[i] for name, arrays in pieces.items()}, work.timing()) for i, work in enumerate(works)
+    ]
+
+
+def run_scores(executor: Executor, works: Sequence[ScoreWork]) -> list[Score | ChainError]:
+    """Score sequences together: no cache, every token of a sequence in one pass."""
+    token_ids, lengths = pad([work.token_ids[:-1] for work in works])  # the last token is only judged
+    longest = max(work.num_targets for work in works)
+    # Logits at position t judge token t + 1; rows with fewer targets repeat their last position.
+    tokens = np.minimum(
+        (lengths - [work.num_targets for work in works])[:, None] + np.arange(longest), lengths[:, None] - 1
+    )
+    batch = Batch(
+        {"token_ids": token_ids}, tuple(work.chain for work in works), np.zeros_like(lengths), lengths, tokens
+    )
+    logits = executor.run(batch)["logits"]  # [B, T, V]
+    return [_score(work, logits[row, : work.num_targets]) for row, work in enumerate(works)]
+
+
+def overflow(chain: object) -> ChainError:
+    """The error of a chain along which the numbers left float32."""
+    return ChainError(f"along chain {chain} the logits are not finite; repeat fewer layers")
+
+
+def _score(work: ScoreWork, logits: Array) -> Score | ChainError:
+    if not np.isfinite(logits).all():
+        return overflow(work.chain)
+    logprobs = log_softmax(logits)[np.arange(work.num_targets), list(work.token_ids[-work.num_targets :])]
+    greedy = logits.argmax(axis=-1)
+    return Score(tuple(map(float, logprobs)), tuple(map(int, greedy)), work.timing())

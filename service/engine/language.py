@@ -1,0 +1,193 @@
+"""A language model: text or token ids in, text out, each prompt along its own chain."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from models.artifact import LanguageSpec, Manifest
+from models.chain import Chain
+from models.errors import InputError, LengthError
+from models.lm.tokenizer import Tokenizer
+from service.backends.protocol import Backend
+from service.engine.engine import ChainValue, Engine, EngineLimits, new_future
+from service.engine.sampling import Choice, Sampling
+from service.engine.work import FinishReason, Generated, GenerateWork, Score, ScoreWork, Timing
+from service.metrics import ModelMetrics
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The continuation of one prompt, and what it cost.
+
+    layers_executed counts visits times passes; layer_evaluations counts visits times tokens.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    choices: tuple[Choice, ...]
+    chain: Chain
+    layers_executed: int
+    layers_full: int
+    layer_evaluations: int
+    num_prompt_tokens: int
+    timing: Timing
+
+    @property
+    def logprob(self) -> float:
+        """Sum over the tokens."""
+        return sum(choice.logprob for choice in self.choices)
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """How likely one target is after one prompt; `matches` says that greedy decoding would give exactly it."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    matches: bool
+    chain: Chain
+    layers_executed: int
+    layers_full: int
+    layer_evaluations: int
+    num_prompt_tokens: int
+    timing: Timing
+
+
+class LanguageEngine(Engine):
+    """Generates and scores text."""
+
+    def __init__(
+        self, manifest: Manifest, backend: Backend, limits: EngineLimits, metrics: ModelMetrics, tokenizer: Tokenizer
+    ) -> None:
+        assert manifest.language is not None
+        self.language: LanguageSpec = manifest.language
+        self.tokenizer = tokenizer
+        super().__init__(manifest, backend, limits, metrics)
+
+    def encode(self, text: str | Sequence[int], room: int = 1) -> tuple[int, ...]:
+        """Token ids of a prompt. Raises InputError, or LengthError if fewer than `room` tokens could follow."""
+        token_ids = self.tokenizer.encode(text) if isinstance(text, str) else self._checked(text)
+        if not token_ids:
+            raise InputError("the prompt is empty; send at least one token")
+        longest = self.language.max_length - room
+        if len(token_ids) > longest:
+            raise LengthError(
+                f"{len(token_ids)} tokens do not fit; the model takes {self.language.max_length}, "
+                f"so at most {longest} with room for {room} more; shorten the prompt"
+            )
+        return token_ids
+
+    async def generate(
+        self, prompts: Sequence[str | Sequence[int]], chain: ChainValue, sampling: Sampling
+    ) -> list[Completion]:
+        """Continue every prompt. Everything is checked before anything is queued."""
+        chains = self.chains(chain, len(prompts))
+        works = [self._work(prompt, one, sampling) for prompt, one in zip(prompts, chains, strict=True)]
+        answers: list[Generated] = await self.run(works)
+        return [self._completion(work, answer) for work, answer in zip(works, answers, strict=True)]
+
+    async def stream(
+        self, prompt: str | Sequence[int], chain: ChainValue, sampling: Sampling
+    ) -> AsyncIterator[tuple[str, Choice] | Completion]:
+        """Yield each token with the text it adds, then the completion. Leaving early frees the sequence."""
+        loop, tokens = asyncio.get_running_loop(), asyncio.Queue[Choice | None]()
+        work = self._work(prompt, self.chains(chain, 1)[0], sampling)
+        work.on_choice = lambda choice: _tell(loop, tokens, choice)
+        task = asyncio.ensure_future(self.run([work]))
+        task.add_done_callback(lambda _: tokens.put_nowait(None))
+        seen: tuple[int, ...] = ()
+        try:
+            while (choice := await tokens.get()) is not None:
+                added = self._added_text(seen, choice.token_id)
+                seen = (*seen, choice.token_id)
+                yield added, choice
+            (answer,) = await task
+            yield self._completion(work, answer)
+        finally:
+            task.cancel()
+
+    async def score(
+        self, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], chains: Sequence[Chain], is_search: bool = False
+    ) -> list[Judgement]:
+        """Judge each target after its prompt, (prompt, target) in token ids, along its chain, by teacher forcing."""
+        works = [
+            ScoreWork(
+                future=new_future(),
+                token_ids=prompt + target,
+                num_targets=len(target),
+                chain=chain,
+                is_search=is_search,
+            )
+            for (prompt, target), chain in zip(pairs, chains, strict=True)
+        ]
+        scores: list[Score] = await self.run(works)
+        return [self._judgement(work, score) for work, score in zip(works, scores, strict=True)]
+
+    def target(self, text: str | Sequence[int]) -> tuple[int, ...]:
+        """Token ids of a whole answer, end token included."""
+        token_ids = self.tokenizer.encode(text) if isinstance(text, str) else self._checked(text)
+        return token_ids + self.language.eos_token_ids[:1]
+
+    def _work(self, prompt: str | Sequence[int], chain: Chain, sampling: Sampling) -> GenerateWork:
+        return GenerateWork(
+            future=new_future(),
+            prompt=self.encode(prompt),
+            chain=chain,
+            sampling=sampling,
+            eos_token_ids=self.language.eos_token_ids,
+            max_tokens=self.language.max_length,
+            text_of=self.tokenizer.decode,
+        )
+
+    def _checked(self, token_ids: Sequence[int]) -> tuple[int, ...]:
+        for place, token_id in enumerate(token_ids):
+            if not 0 <= token_id < self.language.vocab_size:
+                raise InputError(f"token {place} is {token_id}; the vocabulary has 0 to {self.language.vocab_size - 1}")
+        return tuple(token_ids)
+
+    def _completion(self, work: GenerateWork, answer: Generated) -> Completion:
+        tokens = len(work.prompt) + answer.num_passes - 1
+        self.metrics.observe_samples([work.chain], [answer.num_passes], self.num_layers, answer.timing)
+        self.metrics.observe_generation(len(work.prompt), answer)
+        return Completion(
+            text=_until(self.tokenizer.decode(answer.token_ids), work.sampling.stop),
+            token_ids=answer.token_ids,
+            finish_reason=answer.finish_reason,
+            choices=answer.choices,
+            chain=work.chain,
+            layers_executed=len(work.chain) * answer.num_passes,
+            layers_full=self.num_layers * answer.num_passes,
+            layer_evaluations=len(work.chain) * tokens,
+            num_prompt_tokens=len(work.prompt),
+            timing=answer.timing,
+        )
+
+    def _judgement(self, work: ScoreWork, score: Score) -> Judgement:
+        target = work.token_ids[-work.num_targets :]
+        self.metrics.observe_samples([work.chain], [1], self.num_layers, score.timing)
+        return Judgement(
+            token_ids=target,
+            logprobs=score.logprobs,
+            matches=score.greedy == target,
+            chain=work.chain,
+            layers_executed=len(work.chain),
+            layers_full=self.num_layers,
+            layer_evaluations=len(work.chain) * (len(work.token_ids) - 1),
+            num_prompt_tokens=len(work.token_ids) - work.num_targets,
+            timing=score.timing,
+        )
+
+    def _added_text(self, seen: tuple[int, ...], token_id: int) -> str:
+        before = self.tokenizer.decode(seen)
+        return self.tokenizer.decode((*seen, token_id))[len(before) :]
+
+
+def _tell(loop: asyncio.AbstractEventLoop, tokens: "asyncio.Queue[Choice | None]", choice: Choice) -> None:
+    loop.call_soon_threadsafe(tokens.put_nowait, choice)
+
+
+def _until(text: str, stops: Sequence[str]) -> str:
+    """The text before the first stop string."""
+    ends = [place for stop in stops if (place := text.find(stop)) >= 0]
+    return text[: min(ends)] if ends else text

@@ -1,0 +1,165 @@
+"""A tensor model: rows in, rows out, each along its own chain."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.artifact import Datatype, TensorSpec
+from models.chain import Chain
+from models.errors import InputError
+from service.backends.protocol import Array
+from service.engine.engine import ChainValue, Engine, new_future
+from service.engine.work import Tensors, TensorWork, Timing
+
+_DTYPES: dict[Datatype, np.dtype] = {
+    "BOOL": np.dtype(np.bool_),
+    "INT32": np.dtype(np.int32),
+    "INT64": np.dtype(np.int64),
+    "FP16": np.dtype(np.float16),
+    "FP32": np.dtype(np.float32),
+    "FP64": np.dtype(np.float64),
+}
+# Kinds of numpy array that hold values of a datatype exactly enough: a float is never cut down to an integer.
+_KINDS = {"b": "b", "i": "iu", "f": "iuf"}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Outputs of one input row as nested lists, and what it cost."""
+
+    outputs: dict[str, object]
+    chain: Chain
+    layers_executed: int
+    layers_full: int
+
+
+class TensorEngine(Engine):
+    """Runs rows of numbers."""
+
+    async def infer(self, inputs: object, chain: ChainValue) -> tuple[list[Row], Timing]:
+        """Outputs of every row. Raises InputError or ChainError before anything is queued."""
+        arrays = read_inputs(inputs, self.manifest.inputs)
+        count = len(next(iter(arrays.values())))
+        chains = self.chains(chain, count)
+        works = self._split(arrays, chains)
+        answers: list[Tensors] = await self.run(works)
+        rows = [row for work, answer in zip(works, answers, strict=True) for row in self._rows(work, answer)]
+        timing = answers[-1].timing
+        self.metrics.observe_samples(chains, [1] * count, self.num_layers, timing)
+        return rows, timing
+
+    async def classify(self, inputs: object, chains: tuple[Chain, ...], is_search: bool) -> list[Array]:
+        """First output [C] of one input row along each of `chains`."""
+        arrays = read_inputs(inputs, self.manifest.inputs)
+        repeated = {name: np.repeat(array, len(chains), axis=0) for name, array in arrays.items()}
+        answers: list[Tensors] = await self.run(self._split(repeated, chains, is_search))
+        name = self.manifest.outputs[0].name
+        return [row for answer in answers for row in answer.outputs[name]]
+
+    def _split(self, arrays: dict[str, Array], chains: tuple[Chain, ...], is_search: bool = False) -> list[TensorWork]:
+        size = self.limits.batch.max_rows
+        return [
+            TensorWork(
+                future=new_future(),
+                inputs={name: array[start : start + size] for name, array in arrays.items()},
+                chains=chains[start : start + size],
+                is_search=is_search,
+            )
+            for start in range(0, len(chains), size)
+        ]
+
+    def _rows(self, work: TensorWork, answer: Tensors) -> list[Row]:
+        lists = {name: array.tolist() for name, array in answer.outputs.items()}
+        return [
+            Row({name: values[i] for name, values in lists.items()}, chain, len(chain), self.num_layers)
+            for i, chain in enumerate(work.chains)
+        ]
+
+
+def read_inputs(inputs: object, specs: tuple[TensorSpec, ...]) -> dict[str, Array]:
+    """Arrays by input name, from a list of rows (one input) or `{name: {"shape", "datatype", "data"}}`.
+
+    Raises InputError naming the input, the dimension or datatype, what came and what is taken.
+    """
+    named = inputs if isinstance(inputs, Mapping) else _only_input(inputs, specs)
+    expected = {spec.name: spec for spec in specs}
+    if named.keys() != expected.keys():
+        raise InputError(f"inputs {sorted(named)} came; the model takes {sorted(expected)}")
+    arrays = {name: _read(named[name], spec) for name, spec in expected.items()}
+    counts = {name: len(array) for name, array in arrays.items()}
+    if len(set(counts.values())) > 1:
+        raise InputError(f"the inputs have different numbers of rows, {counts}; send as many of each")
+    return arrays
+
+
+def _only_input(inputs: object, specs: tuple[TensorSpec, ...]) -> dict[str, object]:
+    if len(specs) > 1:
+        raise InputError(
+            f"the model takes {[spec.name for spec in specs]}; send them as {{name: {{shape, datatype, data}}}}"
+        )
+    return {specs[0].name: inputs}
+
+
+def _read(value: object, spec: TensorSpec) -> Array:
+    array = _read_tensor(value, spec) if isinstance(value, Mapping) else _as_array(value, spec)
+    _check_shape(array, spec)
+    dtype = _DTYPES[spec.datatype]
+    if array.dtype.kind not in _KINDS.get(dtype.kind, ""):
+        raise InputError(
+            f"input {spec.name!r} holds values that are not {spec.datatype}; send plain numbers of that type"
+        )
+    with np.errstate(over="ignore"):
+        cast = array.astype(dtype)
+    _check_values(array, cast, spec)
+    return cast
+
+
+def _read_tensor(value: Mapping[str, object], spec: TensorSpec) -> Array:
+    unknown = sorted(value.keys() - {"shape", "datatype", "data"})
+    if unknown or not isinstance(value.get("data"), list):
+        raise InputError(
+            f"input {spec.name!r} must have 'data', 'shape' and 'datatype' and nothing else; got {sorted(value)}"
+        )
+    if value.get("datatype", spec.datatype) != spec.datatype:
+        raise InputError(f"input {spec.name!r} came as {value['datatype']!r}; the model takes {spec.datatype}")
+    array = _as_array(value["data"], spec)
+    shape = value.get("shape", array.shape)
+    try:
+        return array.reshape(tuple(shape))  # type: ignore[arg-type]
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"input {spec.name!r}: {array.size} values do not fill shape {shape}; make them agree"
+        ) from error
+
+
+def _as_array(value: object, spec: TensorSpec) -> Array:
+    try:
+        return np.asarray(value)
+    except (ValueError, OverflowError) as error:
+        raise InputError(
+            f"input {spec.name!r} has rows of different lengths; the model takes {_shape(spec)}"
+        ) from error
+
+
+def _check_shape(array: Array, spec: TensorSpec) -> None:
+    if array.ndim != len(spec.shape):
+        raise InputError(f"input {spec.name!r} has shape {list(array.shape)}; the model takes {_shape(spec)}")
+    for place, (size, wanted) in enumerate(zip(array.shape, spec.shape, strict=True)):
+        if wanted not in (-1, size):
+            raise InputError(f"input {spec.name!r}: dimension {place} is {size}; the model takes {_shape(spec)}")
+    if not len(array):
+        raise InputError(f"input {spec.name!r} has no rows; send at least one")
+
+
+def _check_values(array: Array, cast: Array, spec: TensorSpec) -> None:
+    if cast.dtype.kind == "f" and not np.isfinite(cast).all():
+        raise InputError(
+            f"input {spec.name!r} holds NaN, infinity or a number beyond {spec.datatype}; send finite ones"
+        )
+    if cast.dtype.kind == "i" and not np.array_equal(cast, array):
+        raise InputError(f"input {spec.name!r} holds a number beyond {spec.datatype}; send smaller ones")
+
+
+def _shape(spec: TensorSpec) -> str:
+    return f"{spec.datatype} {['any' if size == -1 else size for size in spec.shape]}"

@@ -1,0 +1,159 @@
+"""Units of work in the queue, and what each turns into. Plain records; they run nothing."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from models.chain import Chain
+from service.backends.protocol import Array
+from service.engine.sampling import Choice, Sampling
+
+FinishReason: TypeAlias = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds a sample waited, and seconds from leaving the queue to its answer."""
+
+    queue_s: float
+    compute_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tensors:
+    """Outputs of tensor rows: arrays with B rows each."""
+
+    outputs: dict[str, Array]
+    timing: Timing
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One sequence read along one chain: for each target token its log-probability, and the token greedy would take."""
+
+    logprobs: tuple[float, ...]
+    greedy: tuple[int, ...]
+    timing: Timing
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """One continued prompt; `num_passes` counts how often its chain was walked."""
+
+    choices: tuple[Choice, ...]
+    finish_reason: FinishReason
+    num_passes: int
+    first_token_s: float
+    timing: Timing
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return tuple(choice.token_id for choice in self.choices)
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class Work:
+    """One entry of the queue. `future` belongs to the event loop; the device thread only looks whether it is done."""
+
+    future: asyncio.Future[object]
+    is_search: bool = False
+    submitted_at: float = field(default_factory=time.perf_counter)
+    started_at: float = 0.0
+
+    @property
+    def num_rows(self) -> int:
+        return 1
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens (rows, where there are no tokens) the first pass takes in."""
+        return self.num_rows
+
+    def timing(self) -> Timing:
+        """Timing of work that has just been answered."""
+        return Timing(self.started_at - self.submitted_at, time.perf_counter() - self.started_at)
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class TensorWork(Work):
+    """Rows of a tensor model, each along its own chain."""
+
+    inputs: dict[str, Array]
+    chains: tuple[Chain, ...]
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.chains)
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class ScoreWork(Work):
+    """One sequence, teacher-forced: the last `num_targets` tokens are judged by what comes before each."""
+
+    token_ids: tuple[int, ...]
+    num_targets: int
+    chain: Chain
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class GenerateWork(Work):
+    """One prompt to continue, with what has been generated so far."""
+
+    prompt: tuple[int, ...]
+    chain: Chain
+    sampling: Sampling
+    eos_token_ids: tuple[int, ...]
+    max_tokens: int  # prompt and answer together
+    text_of: Callable[[tuple[int, ...]], str]
+    on_choice: Callable[[Choice], None] | None = None
+    choices: list[Choice] = field(default_factory=list)
+    slots: tuple[int, ...] = ()
+    first_token_at: float = 0.0
+    generator: np.random.Generator = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.generator = np.random.Generator(np.random.Philox(self.sampling.seed))
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt)
+
+    @property
+    def newest(self) -> tuple[int, ...]:
+        """Tokens the next pass takes in: the prompt first, then one by one."""
+        return (self.choices[-1].token_id,) if self.choices else self.prompt
+
+    @property
+    def num_cached(self) -> int:
+        """Tokens whose keys and values are in the slots: all but the newest."""
+        return len(self.prompt) + len(self.choices) - 1 if self.choices else 0
+
+    def add(self, choice: Choice) -> FinishReason | None:
+        """Take the next token; says why the sequence ends, or None if it goes on."""
+        self.first_token_at = self.first_token_at or time.perf_counter()
+        self.choices.append(choice)
+        if self.on_choice:
+            self.on_choice(choice)
+        if choice.token_id in self.eos_token_ids or self._stops():
+            return "stop"
+        is_full = len(self.prompt) + len(self.choices) >= self.max_tokens
+        return "length" if is_full or len(self.choices) >= self.sampling.max_new_tokens else None
+
+    def answer(self, finish_reason: FinishReason) -> Generated:
+        """The finished sequence."""
+        waited = self.first_token_at - self.submitted_at
+        return Generated(tuple(self.choices), finish_reason, len(self.choices), waited, self.timing())
+
+    def _stops(self) -> bool:
+        if not self.sampling.stop:
+            return False
+        text = self.text_of(tuple(choice.token_id for choice in self.choices))
+        return any(stop in text for stop in self.sampling.stop)

@@ -1,0 +1,81 @@
+"""The same answers as over HTTP, in this process: for the command line."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from models.artifact import list_versions, read_manifest
+from models.errors import FathomError, InputError
+from service.api import cola, predict
+from service.api.schemas import PredictRequest, SearchRequest
+from service.backends.open import refuse_both_runtimes
+from service.cola.task import Progress
+from service.engine.engine import Engine
+from service.metrics import Metrics
+from service.registry import Registry
+from service.settings import read_settings
+
+
+async def predict_locally(repository: Path | None, body: dict[str, Any]) -> dict[str, Any]:
+    """The answer of POST /predict."""
+    request = _validate(PredictRequest, body)
+    async with _engine(repository, request.model) as engine:
+        return (await predict.answer(request, engine)).model_dump(exclude_none=True)
+
+
+async def search_locally(
+    repository: Path | None, body: dict[str, Any], on_simulations: Callable[[int], None]
+) -> dict[str, Any]:
+    """The result of POST /cola/search for one sample; `on_simulations` hears how many are done."""
+    request = _validate(SearchRequest, body)
+
+    async def report(progress: Progress) -> None:
+        on_simulations(progress.stats.simulations)
+
+    async with _engine(repository, request.model) as engine:
+        return (await cola.run(request, engine, request.input, request.target, report)).model_dump()
+
+
+def list_locally(repository: Path | None) -> list[dict[str, Any]]:
+    """Name, version, kind, number of layers, formats and state of every version in the repository."""
+    folder = read_settings(repository=repository).repository
+    found = []
+    for name, versions in list_versions(folder).items():
+        for version in versions:
+            found.append({"name": name, "version": version, **_described(folder / name / version)})
+    return found
+
+
+def _described(directory: Path) -> dict[str, Any]:
+    try:
+        manifest = read_manifest(directory)
+    except FathomError as error:
+        return {"kind": None, "num_layers": None, "formats": [], "state": str(error)}
+    return {
+        "kind": manifest.kind,
+        "num_layers": manifest.num_layers,
+        "formats": sorted(manifest.forms),
+        "state": "available",
+    }
+
+
+@asynccontextmanager
+async def _engine(repository: Path | None, name: str) -> AsyncIterator[Engine]:
+    refuse_both_runtimes()
+    registry = Registry(read_settings(repository=repository), Metrics())
+    try:
+        yield await registry.load(name)
+    finally:
+        await registry.close()
+
+
+def _validate(model: type[Any], body: dict[str, Any]) -> Any:
+    try:
+        checked: BaseModel = model.model_validate(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error
+    return checked

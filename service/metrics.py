@@ -1,0 +1,157 @@
+"""Every metric name, in one place. Seconds and bytes; labels `model` and `version`; no global registry."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from models.chain import Chain
+from service.engine.work import Generated, Timing
+
+_MODEL = ("model", "version")
+# From 50 microseconds up: a small model answers in less than a millisecond.
+_SECONDS = (5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_LENGTHS = (1, 2, 4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128)
+
+
+class Watched(Protocol):
+    """The gauges of a batcher."""
+
+    @property
+    def num_waiting(self) -> int: ...
+    @property
+    def num_waiting_rows(self) -> int: ...
+    @property
+    def num_waiting_tokens(self) -> int: ...
+    @property
+    def num_running(self) -> int: ...
+    @property
+    def num_slots_used(self) -> int: ...
+
+
+class Metrics:
+    """The metrics of one process."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+
+        def counter(name: str, text: str, labels: Sequence[str] = _MODEL) -> Counter:
+            return Counter(f"fathom_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"fathom_{name}", text, _MODEL, registry=registry)
+
+        def histogram(name: str, text: str, buckets: Sequence[float], labels: Sequence[str] = _MODEL) -> Histogram:
+            return Histogram(f"fathom_{name}", text, labels, buckets=buckets, registry=registry)
+
+        self.requests = counter("requests", "HTTP requests answered", ("route", "outcome"))
+        self.request_seconds = histogram("request_seconds", "Whole request", _SECONDS, ("route",))
+        self.queue_seconds = histogram("queue_seconds", "A sample's wait for the device", _SECONDS)
+        self.compute_seconds = histogram("compute_seconds", "A sample's time from leaving the queue", _SECONDS)
+        self.first_token_seconds = histogram("time_to_first_token_seconds", "From arrival", _SECONDS)
+        self.inter_token_seconds = histogram(
+            "inter_token_seconds", "Mean gap between the tokens of an answer", _SECONDS
+        )
+        self.prompt_tokens = counter("prompt_tokens", "Tokens of prompts")
+        self.generated_tokens = counter("generated_tokens", "Tokens generated")
+        self.layer_calls = counter("layer_calls", "Calls of a layer, whatever the number of rows")
+        self.layers_executed = counter("layers_executed", "Visits made by rows", (*_MODEL, "layer"))
+        self.layer_evaluations = counter("layer_evaluations", "Visits made by tokens")
+        self.layers_full = counter("layers_full", "Visits the answered samples would have made along the full chain")
+        self.layers_answered = counter("layers_answered", "Visits the answered samples made")
+        self.chain_length = histogram("chain_length", "Visits of a sample's chain", _LENGTHS)
+        self.layer_call_rows = histogram("layer_call_rows", "Rows that made a visit together", _ROWS)
+        self.queue_requests = gauge("queue_requests", "Samples that wait")
+        self.queue_rows = gauge("queue_rows", "Rows that wait")
+        self.queue_tokens = gauge("queue_tokens", "Tokens that wait")
+        self.running = gauge("running_sequences", "Sequences being generated")
+        self.slots_used = gauge("kv_slots_used", "KV slots in use")
+        self.slots = gauge("kv_slots", "KV slots there are")
+        self.load_seconds = gauge("model_load_seconds", "Time the last load took")
+        self.ready = gauge("model_ready", "1 when the model serves")
+        self.search_simulations = counter("search_simulations", "Simulations of chain searches")
+        self.search_chains = counter("search_distinct_chains", "Chains that searches tried")
+        self.search_seconds = histogram("search_seconds", "Whole search of one sample", _SECONDS)
+        self.searches = counter("searches", "Searches ended", (*_MODEL, "outcome"))
+
+    def exposition(self) -> bytes:
+        """The Prometheus text format."""
+        return generate_latest(self.registry)
+
+
+class ModelMetrics:
+    """The metrics of one model version, labels bound once."""
+
+    def __init__(self, metrics: Metrics, model: str, version: str) -> None:
+        self._metrics, self.labels = metrics, (model, version)
+        self._layer_calls = metrics.layer_calls.labels(*self.labels)
+        self._layer_evaluations = metrics.layer_evaluations.labels(*self.labels)
+        self._layer_call_rows = metrics.layer_call_rows.labels(*self.labels)
+        self._layers: dict[int, Counter] = {}
+
+    def count_layer_call(self, layer: int, rows: int, tokens: int) -> None:
+        """One `Backend.layer`: `rows` samples made the visit together, with `tokens` real tokens among them."""
+        if layer not in self._layers:
+            self._layers[layer] = self._metrics.layers_executed.labels(*self.labels, str(layer))
+        self._layers[layer].inc(rows)
+        self._layer_calls.inc()
+        self._layer_evaluations.inc(tokens)
+        self._layer_call_rows.observe(rows)
+
+    def observe_samples(self, chains: Sequence[Chain], passes: Sequence[int], num_layers: int, timing: Timing) -> None:
+        """Count answered samples: their chains, how often each was walked, and how long they took."""
+        self._metrics.queue_seconds.labels(*self.labels).observe(timing.queue_s)
+        self._metrics.compute_seconds.labels(*self.labels).observe(timing.compute_s)
+        lengths = self._metrics.chain_length.labels(*self.labels)
+        for chain in chains:
+            lengths.observe(len(chain))
+        visits = sum(len(chain) * count for chain, count in zip(chains, passes, strict=True))
+        self._metrics.layers_answered.labels(*self.labels).inc(visits)
+        self._metrics.layers_full.labels(*self.labels).inc(num_layers * sum(passes))
+
+    def observe_generation(self, num_prompt_tokens: int, answer: Generated) -> None:
+        """Count an answered prompt."""
+        self._metrics.prompt_tokens.labels(*self.labels).inc(num_prompt_tokens)
+        self._metrics.generated_tokens.labels(*self.labels).inc(len(answer.choices))
+        self._metrics.first_token_seconds.labels(*self.labels).observe(answer.first_token_s)
+        gaps = answer.timing.queue_s + answer.timing.compute_s - answer.first_token_s
+        if len(answer.choices) > 1:
+            self._metrics.inter_token_seconds.labels(*self.labels).observe(gaps / (len(answer.choices) - 1))
+
+    def observe_search(self, simulations: int, distinct_chains: int, seconds: float, outcome: str) -> None:
+        """Count an ended search."""
+        self._metrics.search_simulations.labels(*self.labels).inc(simulations)
+        self._metrics.search_chains.labels(*self.labels).inc(distinct_chains)
+        self._metrics.search_seconds.labels(*self.labels).observe(seconds)
+        self._metrics.searches.labels(*self.labels, outcome).inc()
+
+    def watch(self, watched: Watched, num_slots: int) -> None:
+        """Read the gauges from a batcher whenever they are scraped."""
+        metrics = self._metrics
+        metrics.queue_requests.labels(*self.labels).set_function(lambda: watched.num_waiting)
+        metrics.queue_rows.labels(*self.labels).set_function(lambda: watched.num_waiting_rows)
+        metrics.queue_tokens.labels(*self.labels).set_function(lambda: watched.num_waiting_tokens)
+        metrics.running.labels(*self.labels).set_function(lambda: watched.num_running)
+        metrics.slots_used.labels(*self.labels).set_function(lambda: watched.num_slots_used)
+        metrics.slots.labels(*self.labels).set(num_slots)
+        metrics.ready.labels(*self.labels).set(1)
+
+    def observe_load(self, seconds: float) -> None:
+        """Note how long loading took."""
+        self._metrics.load_seconds.labels(*self.labels).set(seconds)
+
+    def close(self) -> None:
+        """Stop watching an unloaded model."""
+        metrics = self._metrics
+        for gauge in (
+            metrics.queue_requests,
+            metrics.queue_rows,
+            metrics.queue_tokens,
+            metrics.running,
+            metrics.slots_used,
+            metrics.slots,
+            metrics.load_seconds,
+        ):
+            gauge.remove(*self.labels)
+        metrics.ready.labels(*self.labels).set(0)

@@ -1,0 +1,92 @@
+"""Errors as `application/problem+json` (RFC 9457): the one table from our errors to status codes."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from models.errors import (
+    ArtifactError,
+    BackendError,
+    ChainError,
+    FathomError,
+    InputError,
+    LengthError,
+    OverloadError,
+    UnavailableError,
+    UnknownModelError,
+)
+from service.logs import request_id
+
+_log = logging.getLogger("fathom.http")
+_RETRY_AFTER_S = 1
+
+# Most specific first: the first class that fits wins.
+_TABLE: Sequence[tuple[type[FathomError], int, str]] = (
+    (ChainError, 422, "The chain does not fit the model"),
+    (InputError, 422, "The input does not fit the model"),
+    (LengthError, 413, "The input is too long"),
+    (UnknownModelError, 404, "No such model"),
+    (OverloadError, 429, "The queue is full"),
+    (UnavailableError, 503, "Not serving right now"),
+    (ArtifactError, 409, "The artifact cannot be loaded"),
+    (BackendError, 500, "The runtime failed"),
+)
+
+
+class UnsupportedTypeError(FathomError):
+    """A body of another content type than the route reads."""
+
+
+def problem(status: int, title: str, detail: str, **members: object) -> Response:
+    """One problem document; `members` are added to it. The type is the kind of problem as a relative reference."""
+    slug = title.lower().replace(" ", "-")
+    body = {"type": f"/problems/{slug}", "title": title, "status": status, "detail": detail, **members}
+    if identifier := request_id.get():
+        body["instance"] = f"urn:request:{identifier}"
+    headers = {"retry-after": str(_RETRY_AFTER_S)} if status == 503 else {}
+    return Response(orjson.dumps(body), status, headers, "application/problem+json")
+
+
+def problem_of(error: Exception) -> Response:
+    """The answer to an error; what is not ours says nothing but the request id."""
+    if isinstance(error, UnsupportedTypeError):
+        return problem(415, "Unsupported content type", str(error))
+    for kind, status, title in _TABLE:
+        if isinstance(error, kind):
+            detail = str(error) if status != 500 else "the log has the rest under this request id"
+            response = problem(status, title, detail)
+            if isinstance(error, OverloadError):
+                response.headers["retry-after"] = str(max(1, round(error.retry_after_s)))
+            return response
+    return problem(500, "Unforeseen error", "the log has the rest under this request id")
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Answer every foreseen error of `app` with a problem document; `service.access` answers the rest."""
+
+    @app.exception_handler(FathomError)
+    async def ours(request: Request, error: FathomError) -> Response:
+        if isinstance(error, BackendError):
+            _log.error("request failed", exc_info=error)
+        return problem_of(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        errors = [_field(entry) for entry in error.errors()]
+        named = "; ".join(f"{entry['field']}: {entry['reason']}" for entry in errors[:3])
+        return problem(422, "The request is malformed", named, errors=errors[:20])
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        return problem(error.status_code, str(error.detail), f"{request.method} {request.url.path}: {error.detail}")
+
+
+def _field(entry: Any) -> dict[str, str]:
+    place = ".".join(str(part) for part in entry["loc"] if part != "body") or "body"
+    return {"field": place, "reason": str(entry["msg"])}

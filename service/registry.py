@@ -1,0 +1,153 @@
+"""The models of a repository: which are loaded, which version answers, and what state each is in."""
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from models.artifact import Manifest, find_version, list_versions, read_manifest
+from models.errors import FathomError, UnavailableError, UnknownModelError
+from models.lm.tokenizer import Tokenizer
+from service.backends.open import num_slots_within, open_backend
+from service.backends.protocol import Backend
+from service.engine.engine import Engine, EngineLimits
+from service.engine.language import LanguageEngine
+from service.engine.queue import Limits, QueueLimits
+from service.engine.tensor import TensorEngine
+from service.metrics import Metrics, ModelMetrics
+from service.settings import Settings
+
+_log = logging.getLogger("fathom.registry")
+State: TypeAlias = Literal["available", "loading", "ready", "unloading", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One version of one model: its engine when ready, the reason when failed."""
+
+    state: State
+    engine: Engine | None = None
+    reason: str = ""
+
+
+class Registry:
+    """Loads, finds and unloads models. Lives on the event loop; loading happens in threads beside it."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._settings, self._metrics = settings, metrics
+        self._entries: dict[tuple[str, str], Entry] = {}
+
+    @property
+    def is_ready(self) -> bool:
+        """At least one model serves and none is on its way."""
+        states = {entry.state for entry in self._entries.values()}
+        return "ready" in states and "loading" not in states
+
+    def states(self) -> dict[tuple[str, str], Entry]:
+        """Every version in the repository or in memory, by (model, version)."""
+        on_disk = ((name, version) for name, found in list_versions(self.repository).items() for version in found)
+        return {**{key: Entry("available") for key in on_disk}, **self._entries}
+
+    @property
+    def repository(self) -> Path:
+        return self._settings.repository
+
+    def get(self, name: str, version: str | None = None) -> Engine:
+        """The engine of a version, or of the latest ready one. Raises UnknownModelError or UnavailableError."""
+        versions = {found: entry for (model, found), entry in self._entries.items() if model == name}
+        ready = [entry.engine for entry in versions.values() if entry.engine]
+        if version is None and ready:
+            return ready[-1]
+        entry = versions.get(version) if version else next(reversed(versions.values()), None)
+        if entry is None:
+            self._refuse_unknown(name, version)
+            raise UnavailableError(f"model {name!r} is not loaded; POST /models/{name}/load")
+        if entry.engine is None:
+            raise UnavailableError(f"model {name!r} is {entry.state}{': ' if entry.reason else ''}{entry.reason}")
+        return entry.engine
+
+    async def load_all(self) -> None:
+        """Load the latest version of every model; one that fails does not stop the others."""
+        names = list(list_versions(self.repository))
+        for name in names:
+            self._entries[self._key(name, None)] = Entry("loading")
+        for name in names:
+            try:
+                await self.load(name)
+            except FathomError as error:
+                _log.error("model %s did not load: %s", name, error)
+
+    async def load(self, name: str, version: str | None = None) -> Engine:
+        """Load a version, the latest by default, and return its engine. Raises FathomError, kept as the reason."""
+        key = self._key(name, version)
+        entry = self._entries.get(key)
+        if entry and entry.engine:
+            return entry.engine
+        self._entries[key] = Entry("loading")
+        started = time.perf_counter()
+        try:
+            manifest, backend = await asyncio.to_thread(self._open, self.repository / key[0] / key[1])
+            engine = self._engine(manifest, backend, self.repository / key[0] / key[1])
+        except Exception as error:
+            self._entries[key] = Entry("failed", reason=str(error))
+            raise
+        engine.metrics.observe_load(time.perf_counter() - started)
+        self._entries[key] = Entry("ready", engine)
+        _log.info("model %s version %s is ready", *key)
+        return engine
+
+    async def unload(self, name: str, version: str | None = None) -> None:
+        """Let a model answer what it accepted, then free it. Raises UnknownModelError if it is not loaded."""
+        keys = [key for key, entry in self._entries.items() if key[0] == name and version in (None, key[1])]
+        if not keys:
+            self._refuse_unknown(name, version)
+        for key in keys:
+            engine = self._entries[key].engine
+            self._entries[key] = Entry("unloading")
+            if engine:
+                await engine.close()
+            del self._entries[key]
+
+    async def close(self) -> None:
+        """Unload everything."""
+        for name in {name for name, _ in self._entries}:
+            await self.unload(name)
+
+    def _key(self, name: str, version: str | None) -> tuple[str, str]:
+        return name, find_version(self.repository, name, version).name
+
+    def _refuse_unknown(self, name: str, version: str | None) -> None:
+        known = self.states()
+        if not any(name == model and version in (None, found) for model, found in known):
+            raise UnknownModelError(
+                f"no model {name!r}{f' version {version!r}' if version else ''}; "
+                f"there are {[f'{model}/{found}' for model, found in known]}"
+            )
+
+    def _open(self, directory: Path) -> tuple[Manifest, Backend]:
+        settings, manifest = self._settings, read_manifest(directory)
+        slots = num_slots_within(
+            manifest, settings.max_batch_rows, settings.kv_bytes, _longest_chain(manifest, settings)
+        )
+        return manifest, open_backend(
+            manifest, directory, settings.backend, settings.device, settings.num_threads, slots
+        )
+
+    def _engine(self, manifest: Manifest, backend: Backend, directory: Path) -> Engine:
+        settings = self._settings
+        limits = EngineLimits(
+            Limits(settings.max_batch_rows, settings.max_batch_tokens),
+            QueueLimits(settings.max_queue_requests, settings.max_queue_rows, settings.max_queue_tokens),
+            _longest_chain(manifest, settings),
+        )
+        metrics = ModelMetrics(self._metrics, manifest.name, manifest.version)
+        if manifest.language is None:
+            return TensorEngine(manifest, backend, limits, metrics)
+        tokenizer = Tokenizer(directory / manifest.language.tokenizer)
+        return LanguageEngine(manifest, backend, limits, metrics, tokenizer)
+
+
+def _longest_chain(manifest: Manifest, settings: Settings) -> int:
+    return int(manifest.num_layers * settings.max_chain_factor)

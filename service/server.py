@@ -1,0 +1,91 @@
+"""The process: a socket, uvicorn, and signals that drain it. The app knows nothing of this."""
+
+import errno
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from models.errors import FathomError
+from service.app import create_app
+from service.backends.open import refuse_both_runtimes
+from service.lifecycle import Lifecycle
+from service.logs import configure_logs
+from service.settings import Settings
+
+_log = logging.getLogger("fathom.server")
+_BACKLOG = 4096
+
+
+class AddressError(FathomError):
+    """An address that cannot be listened on."""
+
+
+class Server(uvicorn.Server):
+    """Uvicorn that answers what it accepted and exits with 0 when told to stop; a second signal ends it at once."""
+
+    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle) -> None:
+        super().__init__(config)
+        self._lifecycle = lifecycle
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handle SIGTERM and SIGINT; unlike uvicorn's, do not raise them again at the end: draining was the answer."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """First signal: drain. Second: leave."""
+        if self.should_exit:
+            self.force_exit = True
+        self._lifecycle.is_draining = True
+        self.should_exit = True
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT. Raises AddressError or BackendError before anything is loaded."""
+    refuse_both_runtimes()
+    configure_logs()
+    listener = listen(settings.host, settings.port)
+    app = create_app(settings)
+    _log.info("listening", extra={"fields": {"address": "{}:{}".format(*listener.getsockname()[:2])}})
+    _server(app, settings).run(sockets=[listener])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises AddressError naming the address and the remedy."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        reason = (
+            "is in use" if error.errno == errno.EADDRINUSE else f"cannot be listened on ({error.strerror or error})"
+        )
+        raise AddressError(f"{host}:{port} {reason}; choose another with --port or --host") from error
+    return listener
+
+
+def _server(app: FastAPI, settings: Settings) -> Server:
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        backlog=_BACKLOG,
+        timeout_graceful_shutdown=round(settings.drain_s),
+    )
+    return Server(config, app.state.lifecycle)

@@ -1,0 +1,62 @@
+"""Settings of a server: the only place that reads the environment (`FATHOM_*`), once."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from models.errors import FathomError
+from service.backends.open import BackendName, Device
+
+PREFIX = "FATHOM_"
+
+
+class SettingsError(FathomError):
+    """A setting that is unknown or out of range."""
+
+
+class Settings(BaseSettings):
+    """Defaults start a working CPU server. Sizes in bytes, times in seconds, lengths in visits, rows or tokens."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    repository: Path = Field(Path("repository"), description="folder of <model>/<version>/manifest.json")
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    backend: BackendName = Field("auto", description="runtime; auto takes onnx, then torchscript, then eager")
+    device: Device = Field("cpu", description="where models run")
+    num_threads: int = Field(1, ge=1, le=1024, description="threads of one layer call")
+    max_batch_rows: int = Field(64, ge=1, le=65536, description="rows of one pass")
+    max_batch_tokens: int = Field(8192, ge=1, description="tokens of one pass, padding included")
+    max_queue_requests: int = Field(4096, ge=1, description="samples that may wait, per model")
+    max_queue_rows: int = Field(65536, ge=1, description="rows that may wait, per model")
+    max_queue_tokens: int = Field(1 << 20, ge=1, description="tokens that may wait, per model")
+    max_chain_factor: float = Field(4.0, ge=1, le=64, description="longest chain, as a multiple of the layer count")
+    max_inputs: int = Field(4096, ge=1, description="inputs of one request")
+    max_body_bytes: int = Field(16 << 20, ge=1024, description="largest request body")
+    kv_bytes: int = Field(1 << 30, ge=1 << 20, description="memory for keys and values, per model")
+    drain_s: float = Field(30.0, ge=0, description="how long accepted requests may take after SIGTERM")
+
+
+def read_settings(environment: Mapping[str, str] | None = None, **overrides: object) -> Settings:
+    """Settings from the environment, then from `overrides` that are not None. Raises SettingsError by name."""
+    environment = os.environ if environment is None else environment
+    known = {f"{PREFIX}{name}".upper() for name in Settings.model_fields}
+    unknown = sorted(name for name in environment if name.upper().startswith(PREFIX) and name.upper() not in known)
+    if unknown:
+        raise SettingsError(f"unknown settings {unknown}; known are {sorted(known)}")
+    read = {
+        name: environment[key]
+        for name in Settings.model_fields
+        for key in environment
+        if key.upper() == f"{PREFIX}{name}".upper()
+    }
+    chosen = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return Settings.model_validate({**read, **chosen})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        raise SettingsError(f"{PREFIX}{name.upper()} = {first['input']!r}: {first['msg']}") from error
