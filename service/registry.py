@@ -141,6 +141,7 @@ class Registry:
             Limits(settings.max_batch_rows, settings.max_batch_tokens),
             QueueLimits(settings.max_queue_requests, settings.max_queue_rows, settings.max_queue_tokens),
             _longest_chain(manifest, settings),
+            settings.search_bytes,
         )
         metrics = ModelMetrics(self._metrics, manifest.name, manifest.version)
         if manifest.language is None:

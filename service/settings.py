@@ -37,6 +37,7 @@ class Settings(BaseSettings):
     max_inputs: int = Field(4096, ge=1, description="inputs of one request")
     max_body_bytes: int = Field(16 << 20, ge=1024, description="largest request body")
     kv_bytes: int = Field(1 << 30, ge=1 << 20, description="memory for keys and values, per model")
+    search_bytes: int = Field(64 << 20, ge=1 << 16, description="memory for shared prefixes, per search")
     drain_s: float = Field(30.0, ge=0, description="how long accepted requests may take after SIGTERM")
 
 

@@ -29,6 +29,9 @@ from service.cola.space import Space
 from service.cola.task import Budget, Outcome, Progress, Result, Spent, Task, derive_seed
 from service.engine.engine import Engine
 
+# Each search holds up to `search_bytes` of shared prefixes.
+_CONCURRENT = 16
+
 router = APIRouter(prefix="/cola", route_class=JsonRoute, tags=["cola"])
 
 
@@ -41,8 +44,24 @@ async def search(body: SearchRequest, registry: RegistryState, settings: Setting
         raise LengthError(f"{len(samples)} inputs came; one request takes {settings.max_inputs}; send several")
     if body.stream:
         return await sse.stream(_events(body, engine, samples))
-    results = await asyncio.gather(*(run(body, engine, sample, target) for sample, target in samples))
+    results = await _run_all(body, engine, samples)
     return Response(_response(body, engine, results), media_type="application/json")
+
+
+async def _run_all(body: SearchRequest, engine: Engine, samples: list[tuple[object, object]]) -> list[SearchResult]:
+    """Search the samples side by side, a few at a time; if one fails, the others stop."""
+    places = asyncio.Semaphore(_CONCURRENT)
+
+    async def one(sample: object, target: object) -> SearchResult:
+        async with places:
+            return await run(body, engine, sample, target)
+
+    tasks = [asyncio.ensure_future(one(*sample)) for sample in samples]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 async def run(
@@ -50,13 +69,13 @@ async def run(
 ) -> SearchResult:
     """Search one sample and count it."""
     reward = reward_named(body.reward or ("agreement" if target is None else "target"))
-    evaluator = evaluator_for(engine, sample, body.max_new_tokens)
+    evaluator = evaluator_for(engine, sample, body.max_new_tokens, engine.limits.search_bytes)
     space, mcts = _space(body, engine), _mcts(body)
     task = Task(
         num_layers=engine.num_layers,
         space=space,
         reward=reward,
-        target=None if target is None else evaluator.target(target),  # type: ignore[arg-type]
+        target=None if target is None else evaluator.target(target),
         mcts=mcts,
         budget=Budget(**body.budget.model_dump()),
         seed=derive_seed(body.seed, repr(sample), space, mcts, reward),

@@ -1,5 +1,6 @@
 """The few array operations a chain of parts needs beyond indexing, for numpy; torch has its own beside its loader."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +23,10 @@ class Arrays(Protocol):
         """One of the runtime's arrays as a host array."""
         ...
 
+    def join(self, arrays: Sequence[Any]) -> Any:
+        """Arrays one after the other along the batch axis."""
+        ...
+
 
 class HostArrays:
     """Numpy arrays, for runtimes that compute on them."""
@@ -34,3 +39,6 @@ class HostArrays:
 
     def give_out(self, array: Array) -> Array:
         return array
+
+    def join(self, arrays: Sequence[Array]) -> Array:
+        return np.concatenate(arrays)

@@ -80,6 +80,14 @@ class LanguageBackend:
         carry.hidden[list(rows)] = part.hidden
         return carry
 
+    def join(self, carries: Sequence[Carry]) -> Carry:
+        hidden = self._arrays.join([carry.hidden for carry in carries])
+        shared = zip(*(carry.shared for carry in carries), strict=True)
+        return _Pass(hidden, tuple(self._arrays.join(arrays) for arrays in shared))
+
+    def num_bytes(self, carry: Carry) -> int:
+        return sum(int(array.nbytes) for array in (carry.hidden, *carry.shared))
+
     def close(self) -> None:
         self._parts.close()
 
@@ -124,6 +132,12 @@ class TensorBackend:
         for array, update in zip(carry, part, strict=True):
             array[list(rows)] = update
         return carry
+
+    def join(self, carries: Sequence[Carry]) -> Carry:
+        return tuple(self._arrays.join(arrays) for arrays in zip(*carries, strict=True))
+
+    def num_bytes(self, carry: Carry) -> int:
+        return sum(int(array.nbytes) for array in carry)
 
     def close(self) -> None:
         self._parts.close()

@@ -60,6 +60,14 @@ class Backend(Protocol):
         """The carry with the given rows replaced by those of `part`; may change `carry` in place."""
         ...
 
+    def join(self, carries: Sequence[Carry]) -> Carry:
+        """The rows of several carries of one shape, as one carry."""
+        ...
+
+    def num_bytes(self, carry: Carry) -> int:
+        """Memory a carry holds."""
+        ...
+
     def close(self) -> None:
         """Give the memory back."""
         ...

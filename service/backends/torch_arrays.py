@@ -26,6 +26,9 @@ class TorchArrays:
     def give_out(self, array: Tensor) -> Array:
         return array.cpu().numpy()
 
+    def join(self, arrays: Sequence[Tensor]) -> Tensor:
+        return torch.cat(tuple(arrays))
+
 
 def torch_device(name: str) -> torch.device:
     """The device of that name. Raises BackendError if this machine has none."""

@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from models.errors import BackendError, FathomError, UnavailableError
@@ -13,6 +14,7 @@ from service.engine.executor import Executor, LayerCounter
 from service.engine.forward import run_scores, run_tensors
 from service.engine.generate import Generator, take_token
 from service.engine.queue import Limits, Queue, QueueLimits
+from service.engine.shared import SharedRunner, SharedWork
 from service.engine.work import GenerateWork, ScoreWork, TensorWork, Work
 
 _log = logging.getLogger("fathom.engine")
@@ -26,6 +28,7 @@ class Batcher:
     def __init__(self, backend: Backend, counter: LayerCounter, limits: Limits, queue_limits: QueueLimits) -> None:
         self._backend, self._limits = backend, limits
         self._executor = Executor(backend, counter)
+        self._shared = SharedRunner(backend, counter)
         self._generator = Generator(self._executor, backend.num_slots, limits)
         self._queue = Queue(queue_limits)
         self._changed = threading.Condition()
@@ -98,16 +101,17 @@ class Batcher:
             while self._queue.prompts and self._generator.admit(self._queue.prompts[0]):
                 _start([self._queue.take_prompt()])
         _start(self._taken)
-        self._run_one_pass(TensorWork, run_tensors)
-        self._run_one_pass(ScoreWork, run_scores)
+        self._run_one_pass(TensorWork, partial(run_tensors, self._executor))
+        self._run_one_pass(ScoreWork, partial(run_scores, self._executor))
+        self._run_one_pass(SharedWork, self._shared.run)
         self._taken = []
         for works in self._generator.next_batches():
             self._step(works)
 
-    def _run_one_pass(self, kind: type[_W], run: Callable[[Executor, Sequence[_W]], Sequence[object]]) -> None:
+    def _run_one_pass(self, kind: type[_W], run: Callable[[Sequence[_W]], Sequence[object]]) -> None:
         works = [work for work in self._taken if isinstance(work, kind)]
         if works:
-            results = _run_isolated(lambda chosen: run(self._executor, chosen), works)
+            results = _run_isolated(run, works)
             _answer(list(zip(works, results, strict=True)))
 
     def _step(self, works: list[GenerateWork]) -> None:

@@ -11,6 +11,7 @@ from models.errors import ChainError
 from service.backends.protocol import Backend
 from service.engine.batcher import Batcher
 from service.engine.queue import Limits, QueueLimits
+from service.engine.shared import SharedAnswer, SharedSample, SharedWork
 from service.engine.work import Work
 from service.metrics import ModelMetrics
 
@@ -20,11 +21,12 @@ ChainValue: TypeAlias = str | Sequence[int] | Sequence[str | Sequence[int]]
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
-    """Bounds of one model; `max_chain_length` is in visits."""
+    """Bounds of one model; `max_chain_length` is in visits, `search_bytes` is for one search."""
 
     batch: Limits
     queue: QueueLimits
     max_chain_length: int
+    search_bytes: int
 
 
 class Engine:
@@ -53,6 +55,12 @@ class Engine:
         """Answer what was accepted, then free the model."""
         await asyncio.to_thread(self._batcher.close)
         self.metrics.close()
+
+    async def explore(self, sample: SharedSample, chains: Sequence[Chain]) -> SharedAnswer:
+        """Outputs of one sample along each chain, behind all other work in the queue."""
+        answer: SharedAnswer
+        (answer,) = await self.run([SharedWork(future=new_future(), sample=sample, chains=tuple(chains))])
+        return answer
 
     async def run(self, works: Sequence[Work]) -> list[Any]:
         """Queue the samples of one request and wait for all. If the caller is cancelled, they leave the batch."""

@@ -108,7 +108,7 @@ class LanguageEngine(Engine):
             task.cancel()
 
     async def score(
-        self, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], chains: Sequence[Chain], is_search: bool = False
+        self, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], chains: Sequence[Chain]
     ) -> list[Judgement]:
         """Judge each target after its prompt, (prompt, target) in token ids, along its chain, by teacher forcing."""
         works = [
@@ -117,7 +117,6 @@ class LanguageEngine(Engine):
                 token_ids=prompt + target,
                 num_targets=len(target),
                 chain=chain,
-                is_search=is_search,
             )
             for (prompt, target), chain in zip(pairs, chains, strict=True)
         ]

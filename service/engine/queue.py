@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from models.errors import OverloadError
+from service.engine.shared import SharedWork
 from service.engine.work import GenerateWork, Work
 
 
@@ -77,7 +78,7 @@ class Queue:
         if isinstance(work, GenerateWork):
             self.prompts.append(work)
         else:
-            (self._search if work.is_search else self._forward).append(work)
+            (self._search if isinstance(work, SharedWork) else self._forward).append(work)
         self.num_rows += work.num_rows
         self.num_tokens += work.num_tokens
 

@@ -49,22 +49,13 @@ class TensorEngine(Engine):
         self.metrics.observe_samples(chains, [1] * count, self.num_layers, timing)
         return rows, timing
 
-    async def classify(self, inputs: object, chains: tuple[Chain, ...], is_search: bool) -> list[Array]:
-        """First output [C] of one input row along each of `chains`."""
-        arrays = read_inputs(inputs, self.manifest.inputs)
-        repeated = {name: np.repeat(array, len(chains), axis=0) for name, array in arrays.items()}
-        answers: list[Tensors] = await self.run(self._split(repeated, chains, is_search))
-        name = self.manifest.outputs[0].name
-        return [row for answer in answers for row in answer.outputs[name]]
-
-    def _split(self, arrays: dict[str, Array], chains: tuple[Chain, ...], is_search: bool = False) -> list[TensorWork]:
+    def _split(self, arrays: dict[str, Array], chains: tuple[Chain, ...]) -> list[TensorWork]:
         size = self.limits.batch.max_rows
         return [
             TensorWork(
                 future=new_future(),
                 inputs={name: array[start : start + size] for name, array in arrays.items()},
                 chains=chains[start : start + size],
-                is_search=is_search,
             )
             for start in range(0, len(chains), size)
         ]

@@ -60,7 +60,6 @@ class Work:
     """One entry of the queue. `future` belongs to the event loop; the device thread only looks whether it is done."""
 
     future: asyncio.Future[object]
-    is_search: bool = False
     submitted_at: float = field(default_factory=time.perf_counter)
     started_at: float = 0.0
 
