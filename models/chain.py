@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from models.errors import ChainError
 
-_RUN = re.compile(r"(\d+)(?:-(\d+))?")
+_RUN = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 # Far above any bound a model sets, far below what could hurt: text such as "0-999999999" must not fill the memory.
 _MAX_PARSED = 10_000
 
@@ -30,7 +30,7 @@ class Chain:
         for part in text.split(","):
             match = _RUN.fullmatch(part.strip())
             if match is None:
-                raise ChainError(f"chain part {part!r} is neither a layer nor a run; write it like '0-3,5,5,7-11'")
+                raise ChainError(f"chain part {part[:40]!r} is neither a layer nor a run; write it like '0-3,5,5,7-11'")
             first, last = int(match[1]), int(match[2] or match[1])
             if last < first:
                 raise ChainError(f"chain run {part!r} goes down; write its layers one by one, like '5,4,3'")

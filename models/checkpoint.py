@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from models.errors import ArtifactError
 from models.layered import LayeredModel
 from models.lm import weights
@@ -23,4 +25,9 @@ def load_checkpoint(directory: Path) -> LayeredModel:
         raise ArtifactError(f"{directory / 'config.json'} cannot be read: {error}") from error
     if model_type not in _LOADERS:
         raise ArtifactError(f"{directory} holds a {model_type!r} model; supported are {sorted(_LOADERS)}")
-    return _LOADERS[model_type](directory)
+    try:
+        return _LOADERS[model_type](directory)
+    except (OSError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ArtifactError(
+            f"{directory} does not load as {model_type!r}: {error!r}; save the checkpoint again"
+        ) from error

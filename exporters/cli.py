@@ -1,0 +1,108 @@
+"""The commands `fathom export` and `fathom import`. Arguments, a progress bar and a summary; nothing else.
+
+What takes long to import is imported when a command runs.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from exporters.export import Report
+    from exporters.publish import Exported
+
+Repository = Annotated[Path, typer.Option(help="Folder of served models.")]
+ModelVersion = Annotated[str, typer.Option(help="Version to write.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the version if it exists.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print directory, manifest and refused formats as JSON.")]
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="Checkpoint directory, or the name of a shipped model.")],
+    formats: Annotated[str, typer.Option(help="What to write, separated by commas.")] = "onnx,torchscript,safetensors",
+    repository: Repository = Path("repository"),
+    name: Annotated[str | None, typer.Option(help="Name to serve it under; else the directory's.")] = None,
+    model_version: ModelVersion = "1",
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a trained model as files that serve, each format held against eager torch."""
+    with _progress(f"export {model}") as report:
+        from exporters.export import export_checkpoint, find_checkpoint, parse_formats
+
+        exported = export_checkpoint(
+            find_checkpoint(model), repository, parse_formats(formats), name, model_version, overwrite, report
+        )
+    _show(exported, as_json)
+
+
+def adopt(
+    file: Annotated[Path, typer.Argument(help="An .onnx file, or a TorchScript .pt file.")],
+    name: Annotated[str, typer.Option(help="Name to serve it under.")],
+    repository: Repository = Path("repository"),
+    given: Annotated[
+        list[str] | None, typer.Option("--input", help="What the file does not say, as NAME:DATATYPE:SHAPE.")
+    ] = None,
+    model_version: ModelVersion = "1",
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Serve somebody's ONNX or TorchScript file as one whole graph."""
+    from exporters.adopt import adopt_file, parse_input
+
+    specs = [parse_input(text) for text in given or ()]
+    _show(adopt_file(file, repository, name, model_version, specs, overwrite), as_json)
+
+
+@contextmanager
+def _progress(title: str) -> Iterator["Report"]:
+    """A bar on standard error, so that standard output holds the result alone."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda what, done, total: progress.update(
+            task, description=f"{title}: {what}", completed=done, total=total
+        )
+
+
+def _show(exported: "Exported", as_json: bool) -> None:
+    """Print the result; exits with 1 if a format that was asked for is not in it."""
+    if as_json:
+        _show_json(exported)
+    else:
+        _show_table(exported)
+    if exported.refused:
+        raise typer.Exit(1)
+
+
+def _show_json(exported: "Exported") -> None:
+    import json
+
+    summary = {
+        "directory": str(exported.directory),
+        "manifest": exported.manifest.model_dump(mode="json"),
+        "refused": dict(exported.refused),
+    }
+    typer.echo(json.dumps(summary, indent=2))
+
+
+def _show_table(exported: "Exported") -> None:
+    manifest = exported.manifest
+    size = sum(record.size_bytes for record in manifest.files.values())
+    typer.echo(f"{manifest.name} {manifest.version}: {len(manifest.files)} files, {size / 1e6:.1f} MB")
+    for tensors, arrow in ((manifest.inputs, "in"), (manifest.outputs, "out")):
+        for tensor in tensors:
+            typer.echo(f"  {arrow:<4}{tensor.name} {tensor.datatype} {list(tensor.shape)}")
+    for format, form in manifest.forms.items():
+        largest = max((difference.max_abs for difference in form.measured), default=None)
+        measured = "as it was" if largest is None else f"differs from eager torch by at most {largest:.1e}"
+        typer.echo(f"  {format}: {measured}")
+    for format, reason in exported.refused.items():
+        typer.echo(f"  {format} REFUSED: {reason}", err=True)
+    typer.echo(f"  {exported.directory}")

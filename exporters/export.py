@@ -1,0 +1,190 @@
+"""A checkpoint to one version of a model repository: written, held against eager torch, hashed, published.
+
+Knows which formats there are and what the manifest says; knows neither how a format is written nor who reads it.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import version as installed
+from itertools import count
+from pathlib import Path
+from typing import TypeAlias, get_args
+
+import models
+from exporters import onnx, safetensors, torchscript
+from exporters.parts import Parts, Runs, split, visit_cost
+from exporters.publish import Exported, file_records, new_version
+from exporters.verify import TOLERANCE, verify
+from models.artifact import Form, Format, LanguageSpec, LayersSpec, Manifest, file_record
+from models.checkpoint import load_checkpoint
+from models.errors import ArtifactError, FathomError, InputError, UnknownModelError
+from models.layered import LayeredModel
+from models.lm.model import LanguageModel
+from models.lm.tokenizer import Tokenizer
+
+FORMATS: tuple[Format, ...] = get_args(Format)
+TOKENIZER = "tokenizer.json"
+# What happened, which step of the export this was, how many there are.
+Report: TypeAlias = Callable[[str, int, int], None]
+
+_SUFFIX: Mapping[Format, str] = {"onnx": onnx.SUFFIX, "torchscript": torchscript.SUFFIX}
+# Facts a model card states in a sentence or in its table.
+_CARD_FACTS = {"licence": r"(?i)\blicen[cs]e:\s*(\w[\w.+-]*\w)", "recipe": r"(?m)^\| command \| `([^`]+)`"}
+
+
+def export_checkpoint(
+    checkpoint: Path,
+    repository: Path,
+    formats: Sequence[Format] = FORMATS,
+    name: str | None = None,
+    version: str = "1",
+    overwrite: bool = False,
+    report: Report = lambda what, done, total: None,
+) -> Exported:
+    """Export a checkpoint directory.
+
+    A format that cannot be written or differs from eager torch is left out and told in `refused`. Raises ArtifactError
+    if none is left, if the checkpoint is unusable or if the version exists already.
+    """
+    name = name or checkpoint.resolve().name
+    model = load_checkpoint(checkpoint)
+    parts = split(model)
+    with new_version(repository, name, version, overwrite) as folder:
+        language = _language(model, checkpoint, folder)
+        forms, refused = _write_forms(parts, checkpoint, folder, formats, report)
+        manifest = Manifest(
+            name=name,
+            version=version,
+            kind=model.kind,
+            inputs=parts.inputs,
+            outputs=parts.outputs,
+            layers=_layers(model),
+            language=language,
+            forms=forms,
+            files=file_records(folder),
+            provenance=_provenance(checkpoint, forms),
+        )
+        manifest.write(folder)
+    return Exported(repository / name / version, manifest, refused)
+
+
+def find_checkpoint(model: str) -> Path:
+    """The directory of a checkpoint given by path, or by the name of a shipped one. Raises UnknownModelError."""
+    shipped = Path(models.__file__).parent / "checkpoints"
+    for directory in (Path(model), shipped / model):
+        if (directory / "config.json").is_file():
+            return directory
+    names = sorted(path.parent.name for path in shipped.glob("*/config.json"))
+    raise UnknownModelError(f"{model!r} is neither a directory with a config.json nor one of the shipped {names}")
+
+
+def parse_formats(text: str) -> tuple[Format, ...]:
+    """Read `onnx,torchscript`. Raises InputError naming what is no format."""
+    names = [name.strip() for name in text.split(",")]
+    unknown = [name for name in names if name not in FORMATS]
+    if unknown:
+        raise InputError(f"{unknown} in {text!r} are no formats; choose from {','.join(FORMATS)}")
+    return tuple(format for format in FORMATS if format in names)
+
+
+def _write_forms(
+    parts: Parts, checkpoint: Path, folder: Path, formats: Sequence[Format], report: Report
+) -> tuple[dict[Format, Form], dict[Format, str]]:
+    forms: dict[Format, Form] = {}
+    refused: dict[Format, str] = {}
+    steps, total = count(1), sum(3 if format == "safetensors" else len(parts.layers) + 4 for format in formats)
+    for format in formats:
+        try:
+            for file in _write_form(format, parts, checkpoint, folder / format):
+                report(f"{format}/{file}", next(steps), total)
+            forms[format] = _verified(format, parts, folder / format)
+            report(f"{format} verified", next(steps), total)
+        except ArtifactError as error:
+            refused[format] = str(error)
+            shutil.rmtree(folder / format)
+    if not forms:
+        reasons = "; ".join(f"{format}: {reason}" for format, reason in refused.items())
+        raise ArtifactError(f"no format of {checkpoint} could be exported: {reasons}")
+    return forms, refused
+
+
+def _write_form(format: Format, parts: Parts, checkpoint: Path, folder: Path) -> Iterator[str]:
+    folder.mkdir()
+    if format == "onnx":
+        return onnx.write(parts, folder)
+    if format == "torchscript":
+        return torchscript.write(parts, folder)
+    return safetensors.write(checkpoint, folder)
+
+
+def _verified(format: Format, parts: Parts, folder: Path) -> Form:
+    """The manifest's entry of a written format. Raises ArtifactError if it does not load or is not what torch gives."""
+    measured = verify(_load(format, folder, len(parts.layers)), parts)
+    if format == "safetensors":
+        return Form(whole=f"{format}/{safetensors.WEIGHTS}", tolerance=TOLERANCE, measured=measured)
+    embed, *layers, head, whole = (f"{format}/{part.name}{_SUFFIX[format]}" for part in parts)
+    return Form(embed=embed, layers=tuple(layers), head=head, whole=whole, tolerance=TOLERANCE, measured=measured)
+
+
+def _load(format: Format, folder: Path, num_layers: int) -> Runs:
+    try:
+        if format == "onnx":
+            return onnx.load(folder, num_layers)
+        if format == "torchscript":
+            return torchscript.load(folder, num_layers)
+        return safetensors.load(folder)
+    except FathomError:
+        raise
+    except Exception as error:  # runtimes share no error class
+        raise ArtifactError(f"the written {format} files do not load: {error}") from error
+
+
+def _layers(model: LayeredModel) -> LayersSpec:
+    cost = tuple(visit_cost(layer) for layer in model.layers)
+    return LayersSpec(count=len(cost), residual_form=model.residual_form, cost=cost)
+
+
+def _language(model: LayeredModel, checkpoint: Path, folder: Path) -> LanguageSpec | None:
+    """What a server needs of a language model; copies its tokenizer."""
+    if not isinstance(model, LanguageModel):
+        return None
+    Tokenizer(checkpoint / TOKENIZER)
+    shutil.copyfile(checkpoint / TOKENIZER, folder / TOKENIZER)
+    config = model.config
+    return LanguageSpec(
+        vocab_size=config.vocab_size,
+        max_length=config.max_position_embeddings,
+        num_kv_heads=config.num_key_value_heads,
+        head_size=config.head_size,
+        eos_token_ids=_eos_token_ids(checkpoint, config.eos_token_id),
+        tokenizer=TOKENIZER,
+    )
+
+
+def _eos_token_ids(checkpoint: Path, configured: int | tuple[int, ...] | None) -> tuple[int, ...]:
+    """Those of generation_config.json, which is what generation goes by, or else those of config.json."""
+    path = checkpoint / "generation_config.json"
+    try:
+        ids = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
+    except ValueError as error:
+        raise ArtifactError(f"{path} is no JSON: {error}; save the checkpoint again") from error
+    ids = configured if ids is None else ids
+    if ids is None:
+        return ()
+    return (ids,) if isinstance(ids, int) else tuple(ids)
+
+
+def _provenance(checkpoint: Path, forms: Mapping[Format, Form]) -> dict[str, str]:
+    """Where the weights come from and which libraries wrote the files."""
+    card = checkpoint / "README.md"
+    text = card.read_text() if card.exists() else ""
+    found = {fact: re.search(pattern, text) for fact, pattern in _CARD_FACTS.items()}
+    libraries = ["torch", *(("onnx", "onnxscript") if "onnx" in forms else ())]
+    return {
+        "checkpoint": checkpoint.resolve().name,
+        "weights_sha256": file_record(checkpoint / safetensors.WEIGHTS).sha256,
+        **{fact: match[1] for fact, match in found.items() if match},
+        **{library: installed(library) for library in libraries},
+    }

@@ -1,0 +1,106 @@
+"""The ONNX graphs of parts, joined into the whole graph. Knows names and nodes, and no torch."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from exporters.parts import Parts, Port
+
+_TYPES = {"FP32": onnx.TensorProto.FLOAT, "INT64": onnx.TensorProto.INT64}
+
+
+def join(parts: Parts, models: Sequence[onnx.ModelProto]) -> onnx.ModelProto:
+    """One graph of the full chain, with the inputs and outputs of `parts.whole`.
+
+    `models` are embed, every layer and head, of one opset. The nodes of each part stay as they are, so that the joined
+    graph computes bit for bit what the parts compute one after the other.
+    """
+    embed, *layers, head = (model.graph for model in models)
+    whole = onnx.GraphProto(name="whole")
+    stream, *shared = (port.name for port in parts.embed.outputs)
+    past, new = (parts.whole.inputs[-2:], parts.whole.outputs[-2:]) if parts.cached else ((), ())
+    if past:
+        _count_columns(whole, past[0], parts.embed.inputs[-1])
+    _append(whole, embed, "embed", [port.name for port in parts.embed.inputs], [stream, *shared])
+    for i, layer in enumerate(layers):
+        name = parts.layers[i].name
+        cached = [_pick(whole, port, i) for port in past]
+        _append(whole, layer, name, [stream, *shared, *cached], [name, *(f"{port.name}/{i}" for port in new)])
+        stream = name
+    _append(whole, head, "head", [stream], [parts.whole.outputs[0].name])
+    for port in new:
+        _stack(whole, port, len(layers))
+    whole.input.extend(_value(port) for port in parts.whole.inputs)
+    whole.output.extend(_value(port) for port in parts.whole.outputs)
+    return _model(whole, models[0])
+
+
+def _append(whole: onnx.GraphProto, part: onnx.GraphProto, name: str, inputs: list[str], outputs: list[str]) -> None:
+    """Add a part's nodes and weights, its inputs and outputs bound to names of the whole graph."""
+    ports = (value.name for value in (*part.input, *part.output))
+    bound = dict(zip(ports, (*inputs, *outputs), strict=True))
+    copy = onnx.GraphProto()
+    copy.CopyFrom(part)
+    _rename(copy, lambda old: bound.get(old, f"{name}/{old}") if old else "")  # "" is an input left out
+    whole.node.extend(copy.node)
+    whole.initializer.extend(copy.initializer)
+
+
+def _rename(graph: onnx.GraphProto, new_name: Callable[[str], str]) -> None:
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        value.name = new_name(value.name)
+    for node in graph.node:
+        node.name = new_name(node.name)
+        node.input[:] = [new_name(name) for name in node.input]
+        node.output[:] = [new_name(name) for name in node.output]
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _rename(attribute.g, new_name)
+
+
+def _count_columns(whole: onnx.GraphProto, past: Port, columns: Port) -> None:
+    """Number the cache's columns from 0 to P - 1, from the shape of the cache [L, B, G, P, K]."""
+    axis = past.dims.index("past")
+    first, step = _constant(whole, "columns/first", 0), _constant(whole, "columns/step", 1)
+    axes = _constant(whole, "columns/axes", [0])
+    whole.node.extend(
+        (
+            helper.make_node("Shape", [past.name], ["columns/shape"], start=axis, end=axis + 1),
+            helper.make_node("Squeeze", ["columns/shape", axes], ["columns/count"]),
+            helper.make_node("Range", [first, "columns/count", step], [columns.name]),
+        )
+    )
+
+
+def _pick(whole: onnx.GraphProto, port: Port, layer: int) -> str:
+    """One layer's part of a stack over layers."""
+    name = f"{port.name}/{layer}"
+    index = _constant(whole, f"{name}/index", layer)
+    whole.node.append(helper.make_node("Gather", [port.name, index], [name], axis=0))
+    return name
+
+
+def _stack(whole: onnx.GraphProto, port: Port, num_layers: int) -> None:
+    """The layers' parts as one stack."""
+    axes = _constant(whole, f"{port.name}/axes", [0])
+    rows = [f"{port.name}/{i}/row" for i in range(num_layers)]
+    whole.node.extend(helper.make_node("Unsqueeze", [row.removesuffix("/row"), axes], [row]) for row in rows)
+    whole.node.append(helper.make_node("Concat", rows, [port.name], axis=0))
+
+
+def _constant(whole: onnx.GraphProto, name: str, value: int | list[int]) -> str:
+    whole.initializer.append(numpy_helper.from_array(np.asarray(value, dtype=np.int64), name))
+    return name
+
+
+def _value(port: Port) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(port.name, _TYPES[port.datatype], port.dims)
+
+
+def _model(graph: onnx.GraphProto, part: onnx.ModelProto) -> onnx.ModelProto:
+    model = helper.make_model(graph, opset_imports=part.opset_import, ir_version=part.ir_version)
+    model.producer_name, model.producer_version = part.producer_name, part.producer_version
+    onnx.checker.check_model(model)
+    return model

@@ -1,0 +1,183 @@
+"""Parts to ONNX files and back as ONNX Runtime sessions.
+
+Knows nothing of chains or manifests. Layers have one shape, so that the first is converted and the others take its
+graph with their own weights; the whole graph is the parts, joined.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+import onnxruntime as ort
+import onnxscript.optimizer
+import torch
+from onnx import numpy_helper
+from torch import Tensor
+from torch.export import Dim
+from torch.onnx.errors import OnnxExporterError
+
+from exporters.join import join
+from exporters.parts import Part, Parts, Port, Run, Runs, Tensors
+from models.errors import ArtifactError
+
+SUFFIX = ".onnx"
+# 23 has native attention and RMS norm, nearly twice as fast; 20 is the exporter's own default.
+OPSETS = (23, 20)
+
+
+def write(parts: Parts, folder: Path) -> Iterator[str]:
+    """Write every part and the whole into `folder`, yielding each file's name. Raises ArtifactError naming the part."""
+    embed, first, head = _convert_first(parts)
+    opset = first.opset_import[0].version
+    graphs = [_finish(parts.embed, embed)]
+    yield _save(parts.embed, graphs[-1], folder)
+    for part in parts.layers:
+        graphs.append(_layer_graph(part, parts.layers[0], first, opset))
+        yield _save(part, graphs[-1], folder)
+    graphs.append(_finish(parts.head, head))
+    yield _save(parts.head, graphs[-1], folder)
+    yield _save(parts.whole, join(parts, graphs), folder)
+
+
+def load(folder: Path, num_layers: int) -> Runs:
+    """Open the files as a server does. Raises the runtime's own errors."""
+    names = [f"layer_{i:03}" for i in range(num_layers)]
+    embed, head, whole, *layers = (_open(folder / f"{name}{SUFFIX}") for name in ("embed", "head", "whole", *names))
+    return Runs(embed, tuple(layers), head, whole)
+
+
+def _convert_first(parts: Parts) -> list[onnx.ModelProto]:
+    """Embed, the first layer and head, not yet optimised, all at the newest opset that every one of them has."""
+    wanted = (parts.embed, parts.layers[0], parts.head)
+    try:
+        return [_convert(part, OPSETS[0]) for part in wanted]
+    except OnnxExporterError:
+        return [_convert_or_refuse(part, OPSETS[1]) for part in wanted]
+
+
+def _layer_graph(part: Part, first: Part, graph: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """The graph of one layer: the first layer's with other weights where that is right, or else its own."""
+    swapped = _with_weights(graph, first, part)
+    if swapped is not None:
+        finished = _finish(part, swapped)
+        if _agrees(part, finished):
+            return finished
+    return _finish(part, _convert_or_refuse(part, opset))
+
+
+def _convert_or_refuse(part: Part, opset: int) -> onnx.ModelProto:
+    try:
+        return _convert(part, opset)
+    except OnnxExporterError as error:
+        reason = str(error.__cause__ or error).splitlines()[0]  # the rest is advice to the exporter's developers
+        raise ArtifactError(f"{part.name} has no ONNX form at opset {opset}: {reason}") from error
+
+
+def _convert(part: Part, opset: int) -> onnx.ModelProto:
+    axes = tuple({i: Dim.AUTO for i, dim in enumerate(port.dims) if isinstance(dim, str)} for port in part.inputs)
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            part.module,
+            part.examples,
+            dynamo=True,
+            opset_version=opset,
+            dynamic_shapes=axes,
+            input_names=[port.name for port in part.inputs],
+            output_names=[port.name for port in part.outputs],
+            optimize=False,  # keeps the weights under their own names, which is what `_with_weights` goes by
+            verbose=False,
+        )
+    assert program is not None
+    graph: onnx.ModelProto = program.model_proto
+    if graph.opset_import[0].version != opset:
+        raise OnnxExporterError(f"{part.name} came out at opset {graph.opset_import[0].version}, not {opset}")
+    return graph
+
+
+def _with_weights(graph: onnx.ModelProto, first: Part, part: Part) -> onnx.ModelProto | None:
+    """The first layer's graph with another layer's weights; None if their names or shapes differ."""
+    old, new = first.module.state_dict(), part.module.state_dict()
+    stored = {tensor.name for tensor in graph.graph.initializer}
+    same_shapes = {name: tensor.shape for name, tensor in old.items()} == {name: t.shape for name, t in new.items()}
+    if not same_shapes or not old.keys() <= stored:
+        return None
+    copy = onnx.ModelProto()
+    copy.CopyFrom(graph)
+    for tensor in copy.graph.initializer:
+        if tensor.name in new:
+            tensor.CopyFrom(numpy_helper.from_array(new[tensor.name].numpy(), tensor.name))
+    return copy
+
+
+def _finish(part: Part, graph: onnx.ModelProto) -> onnx.ModelProto:
+    """Optimise, give the axes readable names and drop the exporter's notes, which hold paths of the machine."""
+    graph = onnxscript.optimizer.optimize(graph)
+    for value, port in zip((*graph.graph.input, *graph.graph.output), (*part.inputs, *part.outputs), strict=True):
+        _name_axes(part, value, port)
+    del graph.graph.value_info[:], graph.metadata_props[:], graph.graph.metadata_props[:]
+    for node in graph.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    return graph
+
+
+def _name_axes(part: Part, value: onnx.ValueInfoProto, port: Port) -> None:
+    """Raises ArtifactError if the exporter fixed an axis that must stay dynamic."""
+    for dim, wanted in zip(value.type.tensor_type.shape.dim, port.dims, strict=True):
+        if isinstance(wanted, int):
+            continue
+        if dim.HasField("dim_value"):
+            raise ArtifactError(
+                f"{part.name}: the exporter fixed axis {wanted!r} of {port.name!r} to {dim.dim_value}; "
+                "the module must not branch on a shape"
+            )
+        dim.dim_param = wanted
+
+
+def _agrees(part: Part, graph: onnx.ModelProto) -> bool:
+    try:
+        outputs = _run(_session(graph.SerializeToString()), part.examples)
+    except Exception:  # the runtime's errors share no class; the layer's own graph is tried next, and verified
+        return False
+    return all(torch.allclose(a, b, atol=1e-5) for a, b in zip(outputs, part(*part.examples), strict=True))
+
+
+def _save(part: Part, graph: onnx.ModelProto, folder: Path) -> str:
+    name = f"{part.name}{SUFFIX}"
+    onnx.save_model(graph, folder / name)
+    return name
+
+
+def _open(path: Path) -> Run:
+    session = _session(str(path))
+    return lambda *inputs: _run(session, inputs)
+
+
+def _session(model: str | bytes) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4  # what matters is raised
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _run(session: ort.InferenceSession, inputs: Sequence[Tensor]) -> Tensors:
+    names = [entry.name for entry in session.get_inputs()]
+    arrays = (tensor.numpy() for tensor in inputs)
+    return tuple(torch.from_numpy(array) for array in session.run(None, dict(zip(names, arrays, strict=True))))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's remarks on its own insides and on packages it does not need from the user."""
+    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = registration.level
+    registration.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+            yield
+    finally:
+        registration.setLevel(level)

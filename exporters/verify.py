@@ -1,0 +1,120 @@
+"""Holds an exported form against eager torch, on sizes the exporter has not seen. Knows no file format."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from exporters.parts import BATCH, LENGTH, Parts, Runs, Tensors
+from models.artifact import Difference
+from models.errors import ArtifactError
+
+TOLERANCE = 1e-4
+BATCHES = (1, 3)
+LENGTHS = (1, 12)
+assert BATCH not in BATCHES
+assert LENGTH not in LENGTHS
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Inputs of one pass: those of embed, each layer's further ones, those of the whole graph."""
+
+    batch: int
+    length: int
+    first: Tensors
+    past: tuple[Tensors, ...]
+    whole: Tensors
+
+
+def verify(runs: Runs, parts: Parts, tolerance: float = TOLERANCE) -> tuple[Difference, ...]:
+    """Largest differences of the final outputs for each size, parts chained and whole, decoding included.
+
+    What one part hands the next may differ by `tolerance` of its own magnitude. Raises ArtifactError naming the part,
+    the size and the difference that is too large, or the size that a part cannot run.
+    """
+    measured: dict[tuple[int, int], float] = {}
+    for case in cases(parts):
+        size = case.batch, case.length
+        measured[size] = max(measured.get(size, 0.0), _measure(runs, parts, case, tolerance))
+    return tuple(Difference(batch=b, length=s, max_abs=largest) for (b, s), largest in measured.items())
+
+
+def cases(parts: Parts) -> Iterator[Case]:
+    """Seeded inputs of every size; for a language model also a continuation of each pass, rows unevenly cached."""
+    random = torch.Generator().manual_seed(0)
+    if not parts.cached:
+        for batch in BATCHES:
+            inputs = torch.randn(batch, *parts.embed.examples[0].shape[1:], generator=random)
+            yield Case(batch, 1, (inputs,), ((),) * len(parts.layers), (inputs,))
+        return
+    for batch, length in product(BATCHES, LENGTHS):
+        nothing = tuple(tensor[:, :1, :, :0].expand(-1, batch, -1, -1, -1) for tensor in parts.whole.examples[2:])
+        first = _language_case(parts, random, torch.zeros(batch, dtype=torch.int64), length, nothing)
+        yield first
+        _, *cached = parts.whole(*first.whole)
+        # The last row sees all that is cached, the ones before less and less: the rest of their columns is padding.
+        starts = (length - torch.arange(batch).flip(0)).clamp(min=0)
+        yield _language_case(parts, random, starts, LENGTHS[0] + LENGTHS[1] - length, tuple(cached))
+
+
+def _language_case(parts: Parts, random: torch.Generator, starts: Tensor, length: int, past: Tensors) -> Case:
+    vocabulary = parts.head.outputs[0].dims[-1]
+    assert isinstance(vocabulary, int)
+    token_ids = torch.randint(vocabulary, (len(starts), length), generator=random)
+    columns = torch.arange(past[0].shape[3])
+    layers = tuple(tuple(tensor[i].contiguous() for tensor in past) for i in range(len(parts.layers)))
+    return Case(len(starts), length, (token_ids, starts, columns), layers, (token_ids, starts, *past))
+
+
+def _measure(runs: Runs, parts: Parts, case: Case, tolerance: float) -> float:
+    """Largest difference of the final outputs of one pass."""
+    eager = Runs(parts.embed, parts.layers, parts.head, parts.whole)
+    largest = 0.0
+    # The exported pass is a generator: what it raises comes out of `next`, at the part that failed.
+    found = _passes(runs, parts, case)
+    for name, wanted in _passes(eager, parts, case):
+        if name == parts.whole.name and runs.whole is None:
+            continue
+        try:
+            _, got = next(found)
+        except Exception as error:  # runtimes share no error class
+            raise ArtifactError(f"{name} does not run at batch {case.batch}, length {case.length}: {error}") from error
+        final = name in (parts.head.name, parts.whole.name)
+        difference = _compare(name, case, got, wanted, tolerance, final)
+        largest = max(largest, difference if final else 0.0)
+    return largest
+
+
+def _passes(runs: Runs, parts: Parts, case: Case) -> Iterator[tuple[str, Tensors]]:
+    """Outputs of every part of the full chain, then of the whole graph."""
+    outputs = runs.embed(*case.first)
+    yield parts.embed.name, outputs
+    shared = outputs[1:]
+    for part, layer, past in zip(parts.layers, runs.layers, case.past, strict=True):
+        outputs = layer(outputs[0], *shared, *past)
+        yield part.name, outputs
+    yield parts.head.name, runs.head(outputs[0])
+    if runs.whole is not None:
+        yield parts.whole.name, runs.whole(*case.whole)
+
+
+def _compare(name: str, case: Case, got: Tensors, wanted: Tensors, tolerance: float, final: bool) -> float:
+    """Largest difference of the first output; raises ArtifactError for any output that is too far off."""
+    shapes = [(tuple(tensor.shape), tensor.dtype) for tensor in got]
+    wanted_shapes = [(tuple(tensor.shape), tensor.dtype) for tensor in wanted]
+    where = f"{name} at batch {case.batch}, length {case.length}"
+    if shapes != wanted_shapes:
+        raise ArtifactError(f"{where} gives {shapes} where eager torch gives {wanted_shapes}")
+    differences = [_largest(a.double() - b.double()) for a, b in zip(got, wanted, strict=True)]
+    for i, (difference, reference) in enumerate(zip(differences, wanted, strict=True)):
+        bound = tolerance if final and i == 0 else tolerance * max(1.0, _largest(reference.double()))
+        if not difference <= bound:  # written so that NaN fails
+            raise ArtifactError(f"{where} differs from eager torch by {difference:.3g}, more than {bound:.3g}")
+    return differences[0]
+
+
+def _largest(tensor: Tensor) -> float:
+    return float(tensor.abs().max()) if tensor.numel() else 0.0
