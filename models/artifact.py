@@ -103,6 +103,12 @@ class Manifest(Record):
         """Layers a chain can name; 0 for a network that is served whole."""
         return self.layers.count if self.layers else 0
 
+    @property
+    def artifact_hash(self) -> str:
+        """sha256 over the names and hashes of the files: changes when the graphs, weights or tokenizer do."""
+        listed = "".join(f"{record.sha256} {name}\n" for name, record in sorted(self.files.items()))
+        return hashlib.sha256(listed.encode()).hexdigest()
+
     def write(self, directory: Path) -> None:
         """Write `manifest.json`, human-readable."""
         (directory / MANIFEST).write_text(self.model_dump_json(indent=2) + "\n")
@@ -146,7 +152,7 @@ def list_versions(repository: Path) -> dict[str, list[str]]:
     versions: dict[str, list[str]] = {}
     for path in sorted(repository.glob(f"[!.]*/[!.]*/{MANIFEST}")):
         versions.setdefault(path.parent.parent.name, []).append(path.parent.name)
-    return {name: sorted(found, key=_version_order) for name, found in versions.items()}
+    return {name: sorted(found, key=version_order) for name, found in versions.items()}
 
 
 def find_version(repository: Path, name: str, version: str | None = None) -> Path:
@@ -160,8 +166,9 @@ def find_version(repository: Path, name: str, version: str | None = None) -> Pat
     return repository / name / chosen
 
 
-def _version_order(version: str) -> tuple[int, int, str]:
-    return (0, int(version), version) if version.isdigit() else (1, 0, version)
+def version_order(version: str) -> tuple[int, int, str]:
+    """Sort key of versions: numbers by value, then names."""
+    return (0, int(version), version) if version.isdecimal() else (1, 0, version)
 
 
 def _check_file(directory: Path, name: str, record: FileRecord) -> None:

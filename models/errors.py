@@ -24,6 +24,10 @@ class UnknownModelError(FathomError):
     """A model or version that is not in the repository."""
 
 
+class NotFoundError(FathomError):
+    """A remembered chain or a job that is not there, or no longer."""
+
+
 class ArtifactError(FathomError):
     """A checkpoint, manifest or exported file that is missing, corrupt or not what it says."""
 
@@ -42,3 +46,7 @@ class OverloadError(FathomError):
 
 class UnavailableError(FathomError):
     """A server that drains or a model that is still loading."""
+
+
+class VerifierError(FathomError):
+    """A verifier of answers that hangs, fails, lies or does not exist."""

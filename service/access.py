@@ -1,11 +1,14 @@
 """What surrounds every request: its id, log line and metrics, refusal while draining, and the last-resort answer."""
 
+import asyncio
 import logging
 import re
 import time
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.lifecycle import Lifecycle
@@ -43,6 +46,12 @@ class AccessMiddleware:
 
         try:
             await self._answer(scope, receive, send_with_id)
+        except ClientDisconnect:
+            pass  # nobody is there to hear the answer
+        except asyncio.CancelledError:
+            if status or not self._lifecycle.is_draining:
+                raise
+            await _refusal("the time to finish accepted requests is over")(scope, receive, send_with_id)
         except Exception as error:
             _log.exception("unforeseen error")
             if not status:
@@ -53,9 +62,7 @@ class AccessMiddleware:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._lifecycle.is_draining and not scope["path"].startswith(_OPERATIONS):
-            refusal = problem(503, "Draining", "this server is shutting down; send the request to another")
-            refusal.headers["connection"] = "close"
-            await refusal(scope, receive, send)
+            await _refusal("this server is shutting down")(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
@@ -67,6 +74,12 @@ class AccessMiddleware:
         level = logging.DEBUG if scope["path"].startswith(_OPERATIONS) else logging.INFO
         fields = {"method": scope["method"], "path": scope["path"], "status": status, "seconds": round(seconds, 6)}
         _log.log(level, "request", extra={"fields": fields})
+
+
+def _refusal(reason: str) -> Response:
+    response = problem(503, "Draining", f"{reason}; send the request to another server, or again in a moment")
+    response.headers["connection"] = "close"
+    return response
 
 
 def _request_id(sent: str | None) -> str:

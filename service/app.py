@@ -8,7 +8,10 @@ from importlib import metadata
 from fastapi import FastAPI
 
 from service.access import AccessMiddleware
-from service.api import cola, health, models, predict
+from service.api import chains, cola, health, jobs, models, predict
+from service.cola.database import Database
+from service.cola.jobs import JobLimits, Jobs
+from service.cola.memory import Memory
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
 from service.problems import add_handlers
@@ -20,14 +23,20 @@ def create_app(settings: Settings) -> FastAPI:
     """An app that loads the repository's models in the background once it starts, and unloads them when it stops."""
     process_metrics, lifecycle = Metrics(), Lifecycle()
     registry = Registry(settings, process_metrics)
+    database = Database(settings.memory, settings.repository)
+    limits = JobLimits(settings.max_jobs_queued, settings.max_jobs_running, settings.max_jobs_kept)
+    search_jobs = Jobs(database, limits, lifecycle, process_metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(registry.load_all())
+        starting = [asyncio.create_task(work) for work in (registry.load_all(), search_jobs.recover())]
         yield
-        loading.cancel()
-        await asyncio.gather(loading, return_exceptions=True)
+        for task in starting:
+            task.cancel()
+        await asyncio.gather(*starting, return_exceptions=True)
+        await search_jobs.close()
         await registry.close()
+        await database.close()
 
     app = FastAPI(
         title="Fathom",
@@ -36,9 +45,10 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.settings, app.state.registry = settings, registry
+    app.state.memory, app.state.jobs = Memory(database), search_jobs
     app.state.metrics, app.state.lifecycle = process_metrics, lifecycle
     app.add_middleware(AccessMiddleware, metrics=process_metrics, lifecycle=lifecycle)
     add_handlers(app)
-    for module in (predict, cola, models, health):
+    for module in (predict, cola, chains, jobs, models, health):
         app.include_router(module.router)
     return app

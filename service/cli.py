@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from models.errors import FathomError
+from service import cli_chains
 
 _T = TypeVar("_T")
 _COMMANDS = "fathom.commands"
@@ -25,6 +26,8 @@ ChainOption = Annotated[str, typer.Option(help="'full', or layers such as '0-3,5
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Serve, search and export models that choose their own depth."
 )
+
+app.add_typer(cli_chains.app, name="chains")
 
 
 @app.command()
@@ -67,27 +70,45 @@ def predict(
 @app.command()
 def search(
     model: Annotated[str, typer.Argument(help="Name of a model in the repository.")],
-    sample: Annotated[str, typer.Argument(help="A text, or a row as a JSON list.")],
+    sample: Annotated[str | None, typer.Argument(help="A text, or a row as a JSON list.")] = None,
     target: Annotated[str | None, typer.Option(help="The answer wanted; without it, the full chain's answer.")] = None,
-    simulations: Annotated[int, typer.Option(help="Chains to try.")] = 200,
+    simulations: Annotated[int, typer.Option(min=1, help="Chains to try.")] = 200,
     seconds: Annotated[float | None, typer.Option(help="Time to spend at most.")] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same answer.")] = 0,
+    explain: Annotated[Path | None, typer.Option(help="SVG file to draw the search tree and the chain into.")] = None,
+    dataset: Annotated[Path | None, typer.Option(help="JSON lines to study instead of one sample.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the study; the same again goes on with it.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Rows to study, evenly from families and levels.")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Processes, or actors on Ray.")] = 1,
+    ray: Annotated[str | None, typer.Option(help="Ray cluster to study on; 'local' starts one.")] = None,
     repository: Repository = None,
     as_json: AsJson = False,
 ) -> None:
-    """Search the chain of one sample in this process."""
+    """Search the chain of one sample in this process, or study a data set."""
     from service.local import search_locally
 
+    if dataset is not None and out is not None:
+        if any(one is not None for one in (sample, target, seconds, explain)):
+            raise typer.BadParameter("a study takes no sample, target, seconds or explain")
+        print(_study(repository, model, dataset, out, limit, processes, ray, simulations, seed))
+        return
+    if sample is None or dataset is not None or out is not None:
+        raise typer.BadParameter("name a sample; or --dataset and --out for a study")
     body = {
         "model": model,
         "input": _value(sample),
-        "target": None if target is None else _value(target) if _is_row(sample) else target,
+        "target": int(target) if target and _is_row(sample) and target.isdecimal() else target,
         "budget": {"simulations": simulations, "seconds": seconds},
         "seed": seed,
+        "include_tree": explain is not None,
     }
     with _progress() as progress:
         task = progress.add_task("simulations", total=simulations)
         result = _wait(search_locally(repository, body, lambda done: progress.update(task, completed=done)))
+    if explain is not None:
+        from service.study.explain import write_picture
+
+        write_picture(explain, result)
     print(json.dumps(result) if as_json else _told(result))
 
 
@@ -116,6 +137,28 @@ def main() -> None:
         _fail(str(error))
 
 
+def _study(
+    repository: Path | None,
+    model: str,
+    dataset: Path,
+    out: Path,
+    limit: int | None,
+    processes: int,
+    ray: str | None,
+    simulations: int,
+    seed: int,
+) -> Path:
+    from service.settings import read_settings
+    from service.study.run import Study, run_study
+    from service.study.sample import StudyConfig
+
+    settings, config = read_settings(repository=repository), StudyConfig(simulations=simulations, seed=seed)
+    study = Study(settings, model, dataset, out, limit, processes, ray, config)
+    with _progress() as progress:
+        task = progress.add_task("samples", total=None)
+        return run_study(study, lambda done, total: progress.update(task, completed=done, total=total))
+
+
 def _loaded(entry: metadata.EntryPoint) -> Callable[..., Any]:
     command: Callable[..., Any] = entry.load()
     return command
@@ -137,7 +180,7 @@ def _is_row(text: str) -> bool:
 def _value(text: str) -> Any:
     """A JSON list is a row or token ids; anything else is text."""
     try:
-        return json.loads(text) if _is_row(text) or text.isdigit() else text
+        return json.loads(text) if _is_row(text) else text
     except json.JSONDecodeError:
         return text
 

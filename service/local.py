@@ -12,6 +12,7 @@ from models.errors import FathomError, InputError
 from service.api import cola, predict
 from service.api.schemas import PredictRequest, SearchRequest
 from service.backends.open import refuse_both_runtimes
+from service.cli_chains import open_memory
 from service.cola.task import Progress
 from service.engine.engine import Engine
 from service.metrics import Metrics
@@ -22,7 +23,8 @@ from service.settings import read_settings
 async def predict_locally(repository: Path | None, body: dict[str, Any]) -> dict[str, Any]:
     """The answer of POST /predict."""
     request = _validate(PredictRequest, body)
-    async with _engine(repository, request.model) as engine:
+    async with _engine(repository, request.model) as engine, open_memory(repository) as memory:
+        request = await predict.recalled(request, engine, memory)
         return (await predict.answer(request, engine)).model_dump(exclude_none=True)
 
 

@@ -1,6 +1,6 @@
 """Every metric name, in one place. Seconds and bytes; labels `model` and `version`; no global registry."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -74,6 +74,16 @@ class Metrics:
         self.search_chains = counter("search_distinct_chains", "Chains that searches tried")
         self.search_seconds = histogram("search_seconds", "Whole search of one sample", _SECONDS)
         self.searches = counter("searches", "Searches ended", (*_MODEL, "outcome"))
+        self.memory_hits = counter("memory_hits", "Inputs that asked for their remembered chain and had one")
+        self.memory_misses = counter("memory_misses", "Inputs that asked for their remembered chain and had none")
+        self.jobs = counter("jobs", "Jobs ended", ("outcome",))
+        self.jobs_queued = Gauge("fathom_jobs_queued", "Jobs that wait", registry=registry)
+        self.jobs_running = Gauge("fathom_jobs_running", "Jobs that run", registry=registry)
+
+    def watch_jobs(self, num_queued: Callable[[], int], num_running: Callable[[], int]) -> None:
+        """Read the gauges of jobs whenever they are scraped."""
+        self.jobs_queued.set_function(num_queued)
+        self.jobs_running.set_function(num_running)
 
     def exposition(self) -> bytes:
         """The Prometheus text format."""
@@ -125,6 +135,11 @@ class ModelMetrics:
         self._metrics.search_chains.labels(*self.labels).inc(distinct_chains)
         self._metrics.search_seconds.labels(*self.labels).observe(seconds)
         self._metrics.searches.labels(*self.labels, outcome).inc()
+
+    def observe_recall(self, num_inputs: int, num_hits: int) -> None:
+        """Count inputs that asked for their remembered chain."""
+        self._metrics.memory_hits.labels(*self.labels).inc(num_hits)
+        self._metrics.memory_misses.labels(*self.labels).inc(num_inputs - num_hits)
 
     def watch(self, watched: Watched, num_slots: int) -> None:
         """Read the gauges from a batcher whenever they are scraped."""

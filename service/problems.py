@@ -17,9 +17,11 @@ from models.errors import (
     FathomError,
     InputError,
     LengthError,
+    NotFoundError,
     OverloadError,
     UnavailableError,
     UnknownModelError,
+    VerifierError,
 )
 from service.logs import request_id
 
@@ -32,9 +34,11 @@ _TABLE: Sequence[tuple[type[FathomError], int, str]] = (
     (InputError, 422, "The input does not fit the model"),
     (LengthError, 413, "The input is too long"),
     (UnknownModelError, 404, "No such model"),
+    (NotFoundError, 404, "No such record"),
     (OverloadError, 429, "The queue is full"),
     (UnavailableError, 503, "Not serving right now"),
     (ArtifactError, 409, "The artifact cannot be loaded"),
+    (VerifierError, 502, "The verifier failed"),
     (BackendError, 500, "The runtime failed"),
 )
 
@@ -84,9 +88,17 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
-        return problem(error.status_code, str(error.detail), f"{request.method} {request.url.path}: {error.detail}")
+        response = problem(error.status_code, str(error.detail), f"{request.method} {request.url.path}: {error.detail}")
+        response.headers.update(error.headers or {})
+        return response
 
 
 def _field(entry: Any) -> dict[str, str]:
+    if entry["type"] == "json_invalid":
+        return {"field": "body", "reason": f"no valid JSON at character {entry['loc'][-1]}: {entry['ctx']['error']}"}
     place = ".".join(str(part) for part in entry["loc"] if part != "body") or "body"
-    return {"field": place, "reason": str(entry["msg"])}
+    if entry["type"] == "extra_forbidden":
+        return {"field": place, "reason": "there is no such field; GET /docs lists those there are"}
+    value = entry["input"]
+    came = f"; {value!r:.60} came" if isinstance(value, str | int | float) else ""
+    return {"field": place, "reason": f"{entry['msg']}{came}"}

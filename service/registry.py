@@ -3,12 +3,13 @@
 import asyncio
 import logging
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from models.artifact import Manifest, find_version, list_versions, read_manifest
-from models.errors import FathomError, UnavailableError, UnknownModelError
+from models.artifact import Manifest, find_version, list_versions, read_manifest, version_order
+from models.errors import ArtifactError, FathomError, UnavailableError, UnknownModelError
 from models.lm.tokenizer import Tokenizer
 from service.backends.open import num_slots_within, open_backend
 from service.backends.protocol import Backend
@@ -38,6 +39,8 @@ class Registry:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings, self._metrics = settings, metrics
         self._entries: dict[tuple[str, str], Entry] = {}
+        # Of several who load or unload a version at once, each waits for the one before.
+        self._turns: defaultdict[tuple[str, str], asyncio.Lock] = defaultdict(asyncio.Lock)
 
     @property
     def is_ready(self) -> bool:
@@ -57,10 +60,9 @@ class Registry:
     def get(self, name: str, version: str | None = None) -> Engine:
         """The engine of a version, or of the latest ready one. Raises UnknownModelError or UnavailableError."""
         versions = {found: entry for (model, found), entry in self._entries.items() if model == name}
-        ready = [entry.engine for entry in versions.values() if entry.engine]
-        if version is None and ready:
-            return ready[-1]
-        entry = versions.get(version) if version else next(reversed(versions.values()), None)
+        ready = [found for found, entry in versions.items() if entry.engine]
+        latest = max(ready or versions, key=version_order, default=None)
+        entry = versions.get(version or latest or "")
         if entry is None:
             self._refuse_unknown(name, version)
             raise UnavailableError(f"model {name!r} is not loaded; POST /models/{name}/load")
@@ -76,15 +78,17 @@ class Registry:
         for name in names:
             try:
                 await self.load(name)
-            except FathomError as error:
-                _log.error("model %s did not load: %s", name, error)
+            except Exception as error:
+                _log.error("model %s did not load: %s", name, error, exc_info=not isinstance(error, FathomError))
 
     async def load(self, name: str, version: str | None = None) -> Engine:
         """Load a version, the latest by default, and return its engine. Raises FathomError, kept as the reason."""
         key = self._key(name, version)
-        entry = self._entries.get(key)
-        if entry and entry.engine:
-            return entry.engine
+        async with self._turns[key]:
+            entry = self._entries.get(key)
+            return entry.engine if entry and entry.engine else await self._load(key)
+
+    async def _load(self, key: tuple[str, str]) -> Engine:
         self._entries[key] = Entry("loading")
         started = time.perf_counter()
         try:
@@ -104,10 +108,14 @@ class Registry:
         if not keys:
             self._refuse_unknown(name, version)
         for key in keys:
-            engine = self._entries[key].engine
+            async with self._turns[key]:
+                await self._unload(key)
+
+    async def _unload(self, key: tuple[str, str]) -> None:
+        engine = self._entries.pop(key, Entry("available")).engine
+        if engine:
             self._entries[key] = Entry("unloading")
-            if engine:
-                await engine.close()
+            await engine.close()
             del self._entries[key]
 
     async def close(self) -> None:
@@ -128,6 +136,8 @@ class Registry:
 
     def _open(self, directory: Path) -> tuple[Manifest, Backend]:
         settings, manifest = self._settings, read_manifest(directory)
+        if (manifest.name, manifest.version) != (directory.parent.name, directory.name):
+            raise ArtifactError(f"{directory} holds {manifest.name!r} version {manifest.version!r}; export it again")
         slots = num_slots_within(
             manifest, settings.max_batch_rows, settings.kv_bytes, _longest_chain(manifest, settings)
         )
@@ -138,16 +148,25 @@ class Registry:
     def _engine(self, manifest: Manifest, backend: Backend, directory: Path) -> Engine:
         settings = self._settings
         limits = EngineLimits(
-            Limits(settings.max_batch_rows, settings.max_batch_tokens),
+            Limits(_rows_at_once(manifest, settings), settings.max_batch_tokens),
             QueueLimits(settings.max_queue_requests, settings.max_queue_rows, settings.max_queue_tokens),
             _longest_chain(manifest, settings),
             settings.search_bytes,
+            settings.verifier_url,
+            settings.verifier_timeout_s,
+            settings.verifier_max_retries,
         )
         metrics = ModelMetrics(self._metrics, manifest.name, manifest.version)
         if manifest.language is None:
             return TensorEngine(manifest, backend, limits, metrics)
         tokenizer = Tokenizer(directory / manifest.language.tokenizer)
         return LanguageEngine(manifest, backend, limits, metrics, tokenizer)
+
+
+def _rows_at_once(manifest: Manifest, settings: Settings) -> int:
+    """Rows of one pass; an adopted graph may have been exported for a fixed number."""
+    fixed = {spec.shape[0] for spec in (*manifest.inputs, *manifest.outputs)} - {-1}
+    return min(fixed, default=settings.max_batch_rows)
 
 
 def _longest_chain(manifest: Manifest, settings: Settings) -> int:

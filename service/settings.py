@@ -38,6 +38,17 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(16 << 20, ge=1024, description="largest request body")
     kv_bytes: int = Field(1 << 30, ge=1 << 20, description="memory for keys and values, per model")
     search_bytes: int = Field(64 << 20, ge=1 << 16, description="memory for shared prefixes, per search")
+    verifier_url: str | None = Field(None, description="endpoint of the search reward 'verifier'; gets POSTs")
+    verifier_timeout_s: float = Field(10.0, gt=0, le=600, description="how long a verifier may take per answer")
+    verifier_max_retries: int = Field(2, ge=0, le=10, description="tries after one that the endpoint failed")
+    memory: str = Field(
+        "",
+        description="remembered chains and jobs: path of a SQLite file or SQLAlchemy URL; "
+        "empty is .fathom.db in the repository, or nothing lasting where that cannot be written",
+    )
+    max_jobs_queued: int = Field(64, ge=0, description="search jobs that may wait")
+    max_jobs_running: int = Field(2, ge=1, le=256, description="search jobs that run at once")
+    max_jobs_kept: int = Field(256, ge=0, description="search jobs kept after their end")
     drain_s: float = Field(30.0, ge=0, description="how long accepted requests may take after SIGTERM")
 
 

@@ -24,7 +24,8 @@ class Tokenizer:
         except Exception as error:  # a word-level vocabulary without an unknown token raises plain Exception
             raise self._unknown(text) from error
         covered = {position for start, end in encoding.offsets for position in range(start, end)}
-        if any(not char.isspace() for i, char in enumerate(text) if i not in covered):
+        unknown = getattr(self._tokenizer.model, "unk_token", None)
+        if any(not char.isspace() for i, char in enumerate(text) if i not in covered) or unknown in encoding.tokens:
             raise self._unknown(text)
         return tuple(encoding.ids)
 

@@ -59,9 +59,9 @@ async def _left(request: Request) -> None:
 
 
 def _check_type(request: Request) -> None:
-    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
-        raise UnsupportedTypeError(f"the body came as {kind!r}; send application/json")
+        raise UnsupportedTypeError(f"the body came as {kind or 'no type at all'!r}; send application/json")
 
 
 async def _read_body(request: JsonRequest, limit: int) -> None:

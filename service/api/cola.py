@@ -1,9 +1,12 @@
 """POST /cola/search: the chain of one sample, or of several."""
 
 import asyncio
+import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import asdict
+from typing import Any
 
 from fastapi import APIRouter
 from starlette.responses import Response
@@ -11,6 +14,8 @@ from starlette.responses import Response
 from models.errors import FathomError, InputError, LengthError
 from service.api import sse
 from service.api.body import JsonRoute
+from service.api.chains import check_remember, remembered
+from service.api.constants import constants_of, echo
 from service.api.schemas import (
     ChainOutcome,
     ParetoChain,
@@ -19,44 +24,51 @@ from service.api.schemas import (
     SearchResponse,
     SearchResult,
     SearchStats,
+    SearchTreeNode,
 )
-from service.api.state import RegistryState, SettingsState
+from service.api.state import MemoryState, RegistryState, SettingsState
 from service.cola.evaluate import evaluator_for
-from service.cola.mcts import Found, MctsConfig
+from service.cola.ledger import Found
+from service.cola.memory import Memory
 from service.cola.reward import Reward, reward_named
 from service.cola.search import OnProgress, find_chain
-from service.cola.space import Space
-from service.cola.task import Budget, Outcome, Progress, Result, Spent, Task, derive_seed
+from service.cola.task import Outcome, Progress, Result, Spent, Task, derive_seed
+from service.cola.verifier import VERIFIERS, Endpoint
 from service.engine.engine import Engine
 
 # Each search holds up to `search_bytes` of shared prefixes.
 _CONCURRENT = 16
+_MAX_TREE_NODES = 512
 
 router = APIRouter(prefix="/cola", route_class=JsonRoute, tags=["cola"])
 
 
 @router.post("/search", response_model=SearchResponse | SearchesResponse)
-async def search(body: SearchRequest, registry: RegistryState, settings: SettingsState) -> Response:
+async def search(
+    body: SearchRequest, registry: RegistryState, settings: SettingsState, memory: MemoryState
+) -> Response:
     """Search chains by Monte Carlo tree search (arXiv 2507.07996); leaving cancels."""
     engine = registry.get(body.model, body.version)
-    samples = _samples(body)
-    if len(samples) > settings.max_inputs:
-        raise LengthError(f"{len(samples)} inputs came; one request takes {settings.max_inputs}; send several")
+    samples = samples_of(body, settings.max_inputs)
+    await check_remember(body, memory)
     if body.stream:
-        return await sse.stream(_events(body, engine, samples))
-    results = await _run_all(body, engine, samples)
-    return Response(_response(body, engine, results), media_type="application/json")
+        return await sse.stream(_events(body, engine, samples, memory))
+
+    async def one(place: int) -> SearchResult:
+        return await remembered(await run(body, engine, *samples[place]), body, engine, *samples[place], memory)
+
+    return Response(response(body, engine, await run_all(one, len(samples))), media_type="application/json")
 
 
-async def _run_all(body: SearchRequest, engine: Engine, samples: list[tuple[object, object]]) -> list[SearchResult]:
-    """Search the samples side by side, a few at a time; if one fails, the others stop."""
+async def run_all(run_one: Callable[[int], Awaitable[SearchResult]], count: int) -> list[SearchResult]:
+    """Search `count` samples side by side, a few at a time; if one fails, the others stop."""
     places = asyncio.Semaphore(_CONCURRENT)
 
-    async def one(sample: object, target: object) -> SearchResult:
+    async def one(place: int) -> SearchResult:
         async with places:
-            return await run(body, engine, sample, target)
+            return await run_one(place)
 
-    tasks = [asyncio.ensure_future(one(*sample)) for sample in samples]
+    tasks = [asyncio.ensure_future(one(place)) for place in range(count)]
     try:
         return await asyncio.gather(*tasks)
     finally:
@@ -68,18 +80,23 @@ async def run(
     body: SearchRequest, engine: Engine, sample: object, target: object, on_progress: OnProgress | None = None
 ) -> SearchResult:
     """Search one sample and count it."""
-    reward = reward_named(body.reward or ("agreement" if target is None else "target"))
-    evaluator = evaluator_for(engine, sample, body.max_new_tokens, engine.limits.search_bytes)
-    space, mcts = _space(body, engine), _mcts(body)
+    used, limits = constants_of(body, engine), engine.limits
+    reward = _reward(body, engine, sample, target)
+    evaluator = evaluator_for(
+        engine, sample, body.max_new_tokens, limits.search_bytes, body.choices or (), used.mcts.prior > 0
+    )
     task = Task(
         num_layers=engine.num_layers,
-        space=space,
+        space=used.space,
         reward=reward,
         target=None if target is None else evaluator.target(target),
-        mcts=mcts,
-        budget=Budget(**body.budget.model_dump()),
-        seed=derive_seed(body.seed, repr(sample), space, mcts, reward),
-        leaf_batch=body.mcts.leaf_batch,
+        truth=None if body.truth is None else evaluator.target(body.truth),
+        mcts=used.mcts,
+        budget=used.budget,
+        seed=derive_seed(used.seed, repr(sample), used.space, used.mcts, reward),
+        leaf_batch=used.leaf_batch,
+        top_k=body.top_k,
+        tree_nodes=_MAX_TREE_NODES if body.include_tree else 0,
     )
     started, outcome = time.perf_counter(), "cancelled"
     spent = Spent(0, 0, 0, 0.0)
@@ -95,7 +112,10 @@ async def run(
         engine.metrics.observe_search(spent.simulations, spent.distinct_chains, seconds, outcome)
 
 
-def _samples(body: SearchRequest) -> list[tuple[object, object]]:
+def samples_of(body: SearchRequest, max_inputs: int) -> list[tuple[object, object]]:
+    """(input, target) of each sample. Raises InputError if they do not go together, LengthError above `max_inputs`."""
+    if len(body.inputs or ()) > max_inputs:
+        raise LengthError(f"{len(body.inputs or ())} inputs came; one request takes {max_inputs}; send several")
     if (body.input is None) == (body.inputs is None):
         raise InputError("send either 'input' or 'inputs'")
     if body.inputs is None:
@@ -108,15 +128,18 @@ def _samples(body: SearchRequest) -> list[tuple[object, object]]:
     return list(zip(body.inputs, targets, strict=True))
 
 
-def _space(body: SearchRequest, engine: Engine) -> Space:
-    longest = engine.limits.max_chain_length
-    if body.space.max_length is not None and body.space.max_length > longest:
-        raise InputError(f"space.max_length is {body.space.max_length}; this model takes chains of at most {longest}")
-    return Space.of(max(engine.num_layers, 1), **body.space.model_dump())
-
-
-def _mcts(body: SearchRequest) -> MctsConfig:
-    return MctsConfig(**body.mcts.model_dump(exclude={"leaf_batch"}))
+def _reward(body: SearchRequest, engine: Engine, sample: object, target: object) -> Reward:
+    name = body.reward or ("agreement" if target is None else "target")
+    if name == "wrong_target" and body.inputs is not None:
+        raise InputError("reward 'wrong_target' takes one sample at a time; send 'input', 'target' and 'truth'")
+    if name != "verifier":
+        return reward_named(name)
+    limits, text = engine.limits, sample if isinstance(sample, str) else json.dumps(sample)
+    if body.verifier is not None:
+        return VERIFIERS.verifier(body.verifier, text, limits.verifier_timeout_s)
+    if limits.verifier_url is None:
+        raise InputError("this server has no verifier endpoint; name a registered one as 'verifier'")
+    return Endpoint(limits.verifier_url, limits.verifier_timeout_s, limits.verifier_max_retries).verifier(text)
 
 
 def _result(result: Result, reward: Reward, top_k: int) -> SearchResult:
@@ -127,9 +150,21 @@ def _result(result: Result, reward: Reward, top_k: int) -> SearchResult:
         deterministic=result.deterministic,
         full=_outcome(result.full),
         best=_outcome(result.best),
-        pareto=_pareto(result.pareto)[:top_k],
+        pareto=_told(result.pareto)[:top_k],
+        top=_told(result.top),
         stats=_stats(result.stats),
+        tree=[SearchTreeNode(**{**asdict(node), "chain": list(node.chain.layers)}) for node in result.tree] or None,
     )
+
+
+def progress_json(progress: Progress) -> dict[str, Any]:
+    """What a client that watches one sample's search sees."""
+    best = ParetoChain(chain=list(progress.best.chain.layers), reward=progress.best.reward, length=progress.best.length)
+    return {
+        "best": best.model_dump(),
+        "pareto": [one.model_dump() for one in _told(progress.pareto)],
+        "stats": _stats(progress.stats).model_dump(),
+    }
 
 
 def _outcome(outcome: Outcome) -> ChainOutcome:
@@ -142,9 +177,9 @@ def _outcome(outcome: Outcome) -> ChainOutcome:
     )
 
 
-def _pareto(front: Sequence[Found]) -> list[ParetoChain]:
-    """The front without the chains that are only short: those do not do what was asked."""
-    meets = [one for one in front if one.reward > 0]
+def _told(found: Sequence[Found]) -> list[ParetoChain]:
+    """Chains without those that are only short: they do not do what was asked."""
+    meets = [one for one in found if one.reward > 0]
     return [ParetoChain(chain=list(one.chain.layers), reward=one.reward, length=one.length) for one in meets]
 
 
@@ -158,20 +193,22 @@ def _stats(spent: Spent) -> SearchStats:
     )
 
 
-def _response(body: SearchRequest, engine: Engine, results: Sequence[SearchResult]) -> bytes:
+def response(body: SearchRequest, engine: Engine, results: Sequence[SearchResult]) -> bytes:
+    """The whole answer as JSON."""
     said = {
         "model": engine.manifest.name,
         "version": engine.manifest.version,
         "id": uuid.uuid4().hex,
-        "space": body.space,
-        "mcts": body.mcts,
+        **echo(body, engine),
     }
     if body.inputs is None:
         return SearchResponse(**results[0].model_dump(), **said).model_dump_json().encode()
     return SearchesResponse(results=list(results), **said).model_dump_json().encode()
 
 
-async def _events(body: SearchRequest, engine: Engine, samples: list[tuple[object, object]]) -> AsyncIterator[bytes]:
+async def _events(
+    body: SearchRequest, engine: Engine, samples: list[tuple[object, object]], memory: Memory
+) -> AsyncGenerator[bytes]:
     """Progress after each batch of leaves, then the result."""
     if len(samples) != 1:
         raise InputError("only the search of one sample can be streamed; send one input")
@@ -180,12 +217,8 @@ async def _events(body: SearchRequest, engine: Engine, samples: list[tuple[objec
     task.add_done_callback(lambda _: rounds.put_nowait(None))
     try:
         while (progress := await rounds.get()) is not None:
-            best = ParetoChain(
-                chain=list(progress.best.chain.layers), reward=progress.best.reward, length=progress.best.length
-            )
-            front = [one.model_dump() for one in _pareto(progress.pareto)]
-            stats = _stats(progress.stats).model_dump()
-            yield sse.event("progress", {"best": best.model_dump(), "pareto": front, "stats": stats})
-        yield b"event: result\ndata: " + _response(body, engine, [await task]) + b"\n\n"
+            yield sse.event("progress", progress_json(progress))
+        result = await remembered(await task, body, engine, *samples[0], memory)
+        yield b"event: result\ndata: " + response(body, engine, [result]) + b"\n\n"
     finally:
         task.cancel()

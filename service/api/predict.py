@@ -1,6 +1,6 @@
 """POST /predict: any model, any chain."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -19,7 +19,8 @@ from service.api.schemas import (
     TokenLogprob,
     Usage,
 )
-from service.api.state import RegistryState, SettingsState
+from service.api.state import MemoryState, RegistryState, SettingsState
+from service.cola.memory import Memory
 from service.engine.engine import Engine
 from service.engine.language import Completion, Judgement, LanguageEngine
 from service.engine.sampling import Choice, Sampling
@@ -31,16 +32,25 @@ router = APIRouter(route_class=JsonRoute, tags=["predict"])
 
 
 @router.post("/predict", response_model=PredictResponse)
-async def predict(body: PredictRequest, request: Request, registry: RegistryState, settings: SettingsState) -> Response:
+async def predict(
+    body: PredictRequest, request: Request, registry: RegistryState, settings: SettingsState, memory: MemoryState
+) -> Response:
     """Run every input along its chain."""
     if len(body.inputs) > settings.max_inputs:
         raise LengthError(f"{len(body.inputs)} inputs came; one request takes {settings.max_inputs}; send several")
     if not body.inputs:
         raise InputError("no inputs came; send at least one")
     engine = registry.get(body.model, body.version)
+    body = await recalled(body, engine, memory)
     if body.stream:
         return await sse.stream(_events(body, engine))
     return Response((await answer(body, engine)).model_dump_json(exclude_none=True), media_type="application/json")
+
+
+async def recalled(body: PredictRequest, engine: Engine, memory: Memory) -> PredictRequest:
+    """The request with remembered chains in place of "memory"."""
+    inputs = _prompts(body) if isinstance(engine, LanguageEngine) else body.inputs
+    return body.model_copy(update={"chain": await memory.resolve(body.chain, engine, inputs)})
 
 
 async def answer(body: PredictRequest, engine: Engine) -> PredictResponse:
@@ -173,7 +183,7 @@ def _response(
     )
 
 
-async def _events(body: PredictRequest, engine: Engine) -> AsyncIterator[bytes]:
+async def _events(body: PredictRequest, engine: Engine) -> AsyncGenerator[bytes]:
     if not isinstance(engine, LanguageEngine) or body.parameters.mode != "generate" or len(body.inputs) != 1:
         raise InputError("only the generation of one text can be streamed; send one input to a language model")
     (prompt,) = _prompts(body)

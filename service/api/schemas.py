@@ -1,17 +1,47 @@
 """Request and response bodies. Unknown fields are refused by name; bounds that need a model are checked later."""
 
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler
+from pydantic.functional_validators import WrapValidator
+from pydantic_core import PydanticCustomError
 
+
+def _or_say(expected: str) -> WrapValidator:
+    """One reason instead of one for every member of a union."""
+
+    def check(value: object, validate: ValidatorFunctionWrapHandler) -> object:
+        try:
+            return validate(value)
+        except ValidationError as error:
+            raise PydanticCustomError("wrong_type", "Input should be {expected}", {"expected": expected}) from error
+
+    return WrapValidator(check)
+
+
+def _greedy_or_warm(temperature: float) -> float:
+    if 0 < temperature < _COLDEST:
+        raise PydanticCustomError("too_cold", "Input should be 0 (greedy) or at least {least}", {"least": _COLDEST})
+    return temperature
+
+
+_COLDEST = 1e-3  # below, quotients of logits leave float32
 ChainText: TypeAlias = str
-ChainField: TypeAlias = ChainText | list[StrictInt] | list[ChainText | list[StrictInt]]
+ChainField: TypeAlias = Annotated[
+    ChainText | list[int] | list[ChainText | list[int]],
+    _or_say("'full', 'memory', text like '0-3,5,5,7-11', a list of layers, or a list with one of these per input"),
+]
+InputsField: TypeAlias = Annotated[
+    list[Any] | dict[str, Any],
+    _or_say("a list of texts, of token-id lists or of rows, or named tensors"),
+]
+TargetsField: TypeAlias = Annotated[list[str | list[int]], _or_say("a list of texts or of token-id lists")]
 
 
 class Body(BaseModel):
-    """A request body."""
+    """A request body: no unknown fields, and a number is not sent as text."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 
 
 class Parameters(Body):
@@ -19,11 +49,13 @@ class Parameters(Body):
 
     mode: Literal["generate", "score"] = Field("generate", description="score gives log-probabilities of `targets`")
     max_new_tokens: int = Field(64, ge=1, le=1 << 20)
-    temperature: float = Field(0.0, ge=0, le=100, allow_inf_nan=False, description="0 is greedy")
+    temperature: Annotated[float, AfterValidator(_greedy_or_warm)] = Field(
+        0.0, ge=0, le=100, allow_inf_nan=False, description=f"0 is greedy; else at least {_COLDEST}"
+    )
     top_k: int = Field(0, ge=0, description="0 keeps every token")
     top_p: float = Field(1.0, gt=0, le=1)
     seed: int = Field(0, ge=0, lt=1 << 64)
-    stop: list[str] = Field(default_factory=list, max_length=16)
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list, max_length=16)
     logprobs: int | None = Field(None, ge=0, le=20, description="alternatives to report with each token")
 
 
@@ -40,9 +72,11 @@ class PredictRequest(Body):
     )
     model: str
     version: str | None = None
-    inputs: list[Any] | dict[str, Any] = Field(description="texts, token-id lists, rows, or named tensors")
-    targets: list[str | list[StrictInt]] | None = Field(None, description="with mode score: one per input")
-    chain: ChainField = Field("full", description="'full', '0-3,5,5,7-11', a list of layers, or one of these per input")
+    inputs: InputsField = Field(description="texts, token-id lists, rows, or named tensors")
+    targets: TargetsField | None = Field(None, description="with mode score: one per input")
+    chain: ChainField = Field(
+        "full", description="'full', 'memory', '0-3,5,5,7-11', a list of layers, or one of these per input"
+    )
     parameters: Parameters = Field(default_factory=Parameters)
     stream: bool = False
 
@@ -111,25 +145,33 @@ class PredictResponse(BaseModel):
 
 
 class BudgetBody(Body):
-    """Whichever limit is met first ends the search."""
+    """Whichever limit is met first ends the search. What is left out is the preset's; null is no limit."""
 
     simulations: int | None = Field(200, ge=1, le=100_000)
     seconds: float | None = Field(None, gt=0, le=3600, allow_inf_nan=False)
     layer_evaluations: int | None = Field(None, ge=1)
+    stop: Literal["first", "proof"] | None = Field(
+        None, description="also end when a chain has the full reward, or when in addition nothing shorter is untried"
+    )
 
 
 class SpaceBody(Body):
-    """The edits: skip a block, or repeat it up to `max_repeats` extra times. Lengths in visits."""
+    """Which chains are searched, lengths in visits. What is left out is the preset's, or the space's own."""
 
-    operations: tuple[Literal["skip", "repeat"], ...] = ("skip", "repeat")
-    max_block: int = Field(4, ge=1, le=4, description="visits one edit covers")
-    max_repeats: int = Field(4, ge=1, le=4, description="extra copies one repeat makes")
-    min_length: int = Field(1, ge=1)
-    max_length: int | None = Field(None, ge=1, description="twice the number of layers if not given")
+    name: Literal["cola", "polar", "drllm", "menu"] | None = None
+    operations: list[Literal["skip", "repeat"]] | None = Field(None, description="cola: the edits, both by default")
+    max_block: int | None = Field(None, ge=1, le=4, description="cola, polar: visits one edit covers, 4 by default")
+    max_repeats: int | None = Field(None, ge=1, le=4, description="cola: extra copies one repeat makes, 4 by default")
+    deep_block: int | None = Field(None, ge=1, le=4, description="cola: max_block in chains that are already edited")
+    max_visits: int | None = Field(None, ge=1, description="cola: visits of one layer")
+    min_edit_layer: int | None = Field(None, ge=0, description="all but menu: visits before it are never edited")
+    min_length: int | None = Field(None, ge=1, description="all but menu: 1 by default")
+    max_length: int | None = Field(None, ge=1, description="all but menu: twice the number of layers by default")
+    chains: list[ChainText | list[int]] | None = Field(None, max_length=10_000, description="menu: the chains")
 
 
 class MctsBody(Body):
-    """Constants of the tree search."""
+    """Constants of the tree search. What is left out is the preset's; shown are those of preset 'default'."""
 
     exploration: float = Field(2**0.5, ge=0, le=1000, allow_inf_nan=False)
     length_penalty: float = Field(5.0, ge=0, le=1000, allow_inf_nan=False)
@@ -140,6 +182,8 @@ class MctsBody(Body):
         allow_inf_nan=False,
         description="children per square root of visits; null opens all, as in the paper",
     )
+    prior: float = Field(0.0, ge=0, le=1000, allow_inf_nan=False, description="weight of the layers' block influence")
+    walk: Literal["tree", "released"] = Field("tree", description="released: the descent of the authors' code")
     leaf_batch: int = Field(8, ge=1, le=256, description="chains scored together; part of the search's identity")
 
 
@@ -153,15 +197,38 @@ class SearchRequest(Body):
     version: str | None = None
     input: Any = Field(None, description="one prompt or row")
     inputs: list[Any] | None = Field(None, description="several, instead of `input`")
-    target: Any = Field(None, description="the answer wanted: text, token ids, or a class")
+    target: Any = Field(None, description="the answer wanted: text, token ids, a class, or one of `choices`")
     targets: list[Any] | None = None
-    reward: Literal["target", "agreement"] | None = Field(None, description="target if one is given, else agreement")
+    truth: Any = Field(None, description="with reward wrong_target: the right answer, which `target` must not be")
+    choices: list[str] | None = Field(None, min_length=2, max_length=256, description="the answers of a question")
+    reward: (
+        Literal[
+            "target",
+            "agreement",
+            "choice",
+            "confidence",
+            "margin",
+            "consistency",
+            "verifier",
+            "wrong_target",
+        ]
+        | None
+    ) = Field(None, description="target if one is given, else agreement")
+    verifier: str | None = Field(None, description="with reward verifier: a registered one; else the server's endpoint")
+    preset: Literal["default", "cola-paper", "polar-code", "drllm"] = Field(
+        "default", description="the constants that budget, space, mcts and seed do not name"
+    )
     budget: BudgetBody = Field(default_factory=BudgetBody)
     space: SpaceBody = Field(default_factory=SpaceBody)
     mcts: MctsBody = Field(default_factory=MctsBody)
-    seed: int = Field(0, ge=0, lt=1 << 64)
-    top_k: int = Field(5, ge=1, le=100, description="chains of the Pareto front to report")
+    seed: int | None = Field(None, ge=0, lt=1 << 64, description="the preset's if left out")
+    kv: Literal["exact", "reference"] = Field(
+        "exact", description="reference: the authors' cache, one per layer; wrong for repeats, never certified"
+    )
+    top_k: int = Field(5, ge=1, le=100, description="best chains, and chains of the Pareto front, to report")
     max_new_tokens: int = Field(64, ge=1, le=1 << 20)
+    remember: bool = Field(False, description="keep certified chains for /predict with chain 'memory'")
+    include_tree: bool = Field(False, description="report the most visited nodes of the tree, for drawing")
     stream: bool = False
 
 
@@ -176,11 +243,21 @@ class ChainOutcome(BaseModel):
 
 
 class ParetoChain(BaseModel):
-    """A chain no other beats in both reward and length."""
+    """A chain with its reward; on the Pareto front, one no other beats in both reward and length."""
 
     chain: list[int]
     reward: float
     length: int
+
+
+class SearchTreeNode(BaseModel):
+    """One chain of the tree. Depth is in edits, children are places in the list of nodes."""
+
+    chain: list[int]
+    depth: int
+    visit_count: int
+    mean_reward: float
+    children: list[int]
 
 
 class SearchStats(BaseModel):
@@ -203,28 +280,34 @@ class SearchResult(BaseModel):
     full: ChainOutcome
     best: ChainOutcome
     pareto: list[ParetoChain]
+    top: list[ParetoChain] = Field(description="the best chains: highest reward, then shortest")
     stats: SearchStats
+    tree: list[SearchTreeNode] | None = None
+    remembered: str | None = Field(None, description="id under /cola/chains; null if not asked for or not certified")
 
 
-class SearchResponse(SearchResult):
+class SearchUsed(BaseModel):
+    """Which model was searched, and with which constants: the preset's and those the request named."""
+
+    model: str
+    version: str
+    id: str
+    preset: str
+    space: SpaceBody
+    mcts: MctsBody
+    budget: BudgetBody
+    seed: int
+    kv: Literal["exact", "reference"] = Field(description="reference: computed with the authors' cache, not as served")
+
+
+class SearchResponse(SearchUsed, SearchResult):
     """The result of a search of one sample."""
 
-    model: str
-    version: str
-    id: str
-    space: SpaceBody
-    mcts: MctsBody
 
-
-class SearchesResponse(BaseModel):
+class SearchesResponse(SearchUsed):
     """The results of several samples, in order."""
 
-    model: str
-    version: str
-    id: str
     results: list[SearchResult]
-    space: SpaceBody
-    mcts: MctsBody
 
 
 class ModelInfo(BaseModel):

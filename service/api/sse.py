@@ -1,6 +1,7 @@
 """Server-sent events, and errors after the first byte as a last event."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 
 import orjson
 from starlette.responses import StreamingResponse
@@ -13,16 +14,17 @@ def event(name: str, data: object) -> bytes:
     return b"event: " + name.encode() + b"\ndata: " + orjson.dumps(data) + b"\n\n"
 
 
-async def stream(events: AsyncIterator[bytes]) -> StreamingResponse:
+async def stream(events: AsyncGenerator[bytes]) -> StreamingResponse:
     """Answer with `events`; what fails before the first is raised, what fails later becomes the event `problem`."""
     first = await anext(events)
 
     async def body() -> AsyncIterator[bytes]:
-        yield first
-        try:
-            async for one in events:
-                yield one
-        except Exception as error:
-            yield b"event: problem\ndata: " + bytes(problem_of(error).body) + b"\n\n"
+        async with aclosing(events):  # a client that leaves ends the work at once
+            yield first
+            try:
+                async for one in events:
+                    yield one
+            except Exception as error:
+                yield b"event: problem\ndata: " + bytes(problem_of(error).body) + b"\n\n"
 
     return StreamingResponse(body(), media_type="text/event-stream", headers={"cache-control": "no-store"})

@@ -4,6 +4,8 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from service.cola.jobs import Jobs
+from service.cola.memory import Memory
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
 from service.registry import Registry
@@ -30,7 +32,19 @@ def _lifecycle(request: Request) -> Lifecycle:
     return lifecycle
 
 
+def _memory(request: Request) -> Memory:
+    memory: Memory = request.app.state.memory
+    return memory
+
+
+def _jobs(request: Request) -> Jobs:
+    jobs: Jobs = request.app.state.jobs
+    return jobs
+
+
 SettingsState = Annotated[Settings, Depends(_settings)]
 RegistryState = Annotated[Registry, Depends(_registry)]
 MetricsState = Annotated[Metrics, Depends(_metrics)]
+MemoryState = Annotated[Memory, Depends(_memory)]
+JobsState = Annotated[Jobs, Depends(_jobs)]
 LifecycleState = Annotated[Lifecycle, Depends(_lifecycle)]

@@ -22,15 +22,18 @@ class KVCache:
         """Keys and values [B, G, length, K] of the first `length` columns of `slots` [B]."""
         return self._keys[slots, :, :length], self._values[slots, :, :length]
 
+    def clear(self, slots: Ints) -> None:
+        """Empty slots that get a new owner.
+
+        Masked columns get weight zero, and zero times NaN is NaN: what one sequence left must not reach the next.
+        """
+        if slots.size:
+            self._keys[slots] = 0.0
+            self._values[slots] = 0.0
+
     def write(self, rows: Rows, keys: Any, values: Any) -> None:
         """Store the new tokens' keys and values [B, G, S, K] behind what each slot holds; padding is left out."""
         assert rows.slots is not None
-        fresh = rows.slots[rows.starts == 0]
-        if fresh.size:
-            # A reused slot still holds its last owner's numbers. Masked columns get weight zero, and zero times NaN is
-            # NaN: one sequence that overflowed must not reach the next.
-            self._keys[fresh] = 0.0
-            self._values[fresh] = 0.0
         row, token = np.nonzero(np.arange(keys.shape[2]) < rows.lengths[:, None])
         slot, column = rows.slots[row], rows.starts[row] + token
         self._keys[slot, :, column] = keys[row, :, token]

@@ -31,6 +31,8 @@ def open_session(path: Path, device: str, num_threads: int) -> ort.InferenceSess
     The runtime logs an error and falls back to the CPU when a provider cannot load; here that is a BackendError.
     """
     wanted = _PROVIDERS[device]
+    if wanted not in ort.get_available_providers():
+        raise _refused(wanted, ort.get_available_providers())
     options = ort.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.log_severity_level = 4  # what matters is raised
@@ -38,13 +40,16 @@ def open_session(path: Path, device: str, num_threads: int) -> ort.InferenceSess
         session = ort.InferenceSession(str(path), options, providers=[wanted])
     except Exception as error:  # the runtime's exceptions share no base class
         raise BackendError(f"{path.name} does not load in ONNX Runtime: {error}") from error
-    obtained = session.get_providers()[0]
-    if obtained != wanted:
-        raise BackendError(
-            f"{wanted} was asked for and {obtained} obtained; "
-            "install the gpu extra and a matching CUDA, or use device cpu"
-        )
+    if session.get_providers()[0] != wanted:
+        raise _refused(wanted, session.get_providers())
     return session
+
+
+def _refused(wanted: str, obtained: Sequence[str]) -> BackendError:
+    return BackendError(
+        f"{wanted} was asked for and {', '.join(obtained)} obtained; "
+        "install the gpu extra and a matching CUDA, or use device cpu"
+    )
 
 
 def _part(session: ort.InferenceSession) -> Part:

@@ -47,12 +47,19 @@ def choose_backend(manifest: Manifest, name: BackendName) -> BackendName:
 
 def refuse_both_runtimes() -> None:
     """Raise BackendError if both onnxruntime wheels are installed: they overwrite each other's files."""
-    names = {distribution.metadata["Name"].lower() for distribution in metadata.distributions()}
-    if {"onnxruntime", "onnxruntime-gpu"} <= names:
+    if _is_installed("onnxruntime") and _is_installed("onnxruntime-gpu"):
         raise BackendError(
             "onnxruntime and onnxruntime-gpu are both installed and share one folder; uninstall both, "
             "then install exactly one of the extras cpu, gpu, onnx"
         )
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        metadata.distribution(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def num_slots_within(manifest: Manifest, max_rows: int, max_bytes: int, max_chain_length: int) -> int:

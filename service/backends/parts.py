@@ -85,6 +85,9 @@ class LanguageBackend:
         shared = zip(*(carry.shared for carry in carries), strict=True)
         return _Pass(hidden, tuple(self._arrays.join(arrays) for arrays in shared))
 
+    def stream(self, carry: Carry) -> Array:
+        return self._arrays.give_out(carry.hidden)
+
     def num_bytes(self, carry: Carry) -> int:
         return sum(int(array.nbytes) for array in (carry.hidden, *carry.shared))
 
@@ -94,6 +97,7 @@ class LanguageBackend:
     def _past(self, carry: Carry, rows: Rows) -> tuple[Any, Any]:
         mask = carry.shared[2]
         if rows.slots is not None:
+            self._cache.clear(rows.slots[rows.starts == 0])
             return self._cache.read(rows.slots, mask.shape[3] - mask.shape[2])
         nothing = self._arrays.zeros((len(rows.starts), self._language.num_kv_heads, 0, self._language.head_size))
         return nothing, nothing
@@ -135,6 +139,9 @@ class TensorBackend:
 
     def join(self, carries: Sequence[Carry]) -> Carry:
         return tuple(self._arrays.join(arrays) for arrays in zip(*carries, strict=True))
+
+    def stream(self, carry: Carry) -> Array:
+        return self._arrays.give_out(carry[0])
 
     def num_bytes(self, carry: Carry) -> int:
         return sum(int(array.nbytes) for array in carry)

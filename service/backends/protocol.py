@@ -64,6 +64,10 @@ class Backend(Protocol):
         """The rows of several carries of one shape, as one carry."""
         ...
 
+    def stream(self, carry: Carry) -> Array:
+        """The residual stream of a carry [B, ..., D]."""
+        ...
+
     def num_bytes(self, carry: Carry) -> int:
         """Memory a carry holds."""
         ...

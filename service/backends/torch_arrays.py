@@ -41,7 +41,7 @@ def module_part(module: torch.nn.Module) -> Part:
     """A module as a part: no autograd, always a sequence of outputs."""
 
     def call(*arrays: Any) -> Sequence[Any]:
-        with torch.inference_mode():
+        with torch.no_grad():  # outputs of inference_mode could not be merged in place
             outputs = module(*arrays)
         return outputs if isinstance(outputs, tuple | list) else (outputs,)
 

@@ -1,30 +1,45 @@
 """Evaluators over a served model: leaves share their prefixes in the engine, winners really run alone."""
 
+import asyncio
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 
 from models.chain import Chain
-from models.errors import InputError, LengthError
+from models.errors import ChainError, InputError, LengthError
+from service.backends.protocol import Array
+from service.cola.classify import ChoiceEvaluator, ClassEvaluator, booked
 from service.cola.evaluator import Answer, Evaluation
 from service.engine.engine import Engine
-from service.engine.language import LanguageEngine
+from service.engine.language import Completion, LanguageEngine
 from service.engine.prefix import PrefixCache
 from service.engine.sampling import Sampling, log_softmax
 from service.engine.shared import SharedSample, text_sample
-from service.engine.tensor import TensorEngine, read_inputs
+from service.engine.tensor import TensorEngine
 
 
 class LanguageEvaluator:
     """One prompt on a language model. Answers are generated greedily, their end token included in `token_ids`."""
 
+    is_exact = True
+
     def __init__(
-        self, engine: LanguageEngine, prompt: str | Sequence[int], max_new_tokens: int, max_bytes: int
+        self,
+        engine: LanguageEngine,
+        prompt: str | Sequence[int],
+        max_new_tokens: int,
+        max_bytes: int,
+        wants_influence: bool = False,
     ) -> None:
         self._engine, self._max_new_tokens = engine, max_new_tokens
         self._prompt = engine.encode(prompt)
-        self._cache = PrefixCache(max_bytes)
+        self._cache, self._wants_influence = PrefixCache(max_bytes), wants_influence
         self._sample: tuple[tuple[int, ...], SharedSample] | None = None
+
+    @property
+    def influence(self) -> Sequence[float]:
+        return self._sample[1].influence if self._sample else ()
 
     def target(self, text: object) -> Answer:
         """A target as the model would have to generate it. Raises InputError, or LengthError if it does not fit."""
@@ -37,68 +52,63 @@ class LanguageEvaluator:
         return Answer(self._engine.tokenizer.decode(token_ids), token_ids)
 
     async def answer(self, chain: Chain) -> Answer:
-        sampling = Sampling(max_new_tokens=self._max_new_tokens)
+        sampling = Sampling(max_new_tokens=self._max_new_tokens, logprobs=2)
         (done,) = await self._engine.generate([self._prompt], chain.layers, sampling)
-        return Answer(done.text, done.token_ids, done.layer_evaluations)
+        return _answer(done)
+
+    async def answers(self, chains: Sequence[Chain]) -> Sequence[Answer]:
+        return await asyncio.gather(*(self._answer_if_finite(chain) for chain in chains))
 
     async def evaluate(self, chains: Sequence[Chain], expected: Answer) -> Sequence[Evaluation]:
-        sample, target = self._shared(expected.token_ids), np.asarray(expected.token_ids)
+        sample = self._shared(expected.token_ids)
         answer = await self._engine.explore(sample, chains)
-        # What is shared is paid once; it is booked on the first chain of the batch.
-        costs = [answer.layer_evaluations] + [0] * (len(chains) - 1)
-        logits = [outputs["logits"] for outputs in answer.outputs]
+        costs = booked(answer.layer_evaluations, len(chains))
         return [
-            Evaluation(
-                matches=bool(np.isfinite(one).all() and (one.argmax(axis=-1) == target).all()),
-                layer_evaluations=cost,
-                layer_evaluations_naive=len(chain) * sample.num_tokens,
-                log_probability=float(log_softmax(one)[np.arange(len(target)), target].sum()),
-            )
-            for chain, one, cost in zip(chains, logits, costs, strict=True)
+            _evaluation(outputs["logits"], expected.token_ids, cost, len(chain) * sample.num_tokens)
+            for chain, outputs, cost in zip(chains, answer.outputs, costs, strict=True)
         ]
 
     def _shared(self, target: tuple[int, ...]) -> SharedSample:
         """The sample of this prompt and target; another target starts over."""
         if self._sample is None or self._sample[0] != target:
             self._cache.clear()
-            self._sample = target, text_sample(self._prompt + target, len(target), self._cache)
+            sample = text_sample(self._prompt + target, len(target), self._cache, self._wants_influence)
+            self._sample = target, sample
         return self._sample[1]
 
+    async def _answer_if_finite(self, chain: Chain) -> Answer:
+        try:
+            return await self.answer(chain)
+        except ChainError:
+            return Answer("", (), len(chain) * len(self._prompt))
 
-class ClassEvaluator:
-    """One input row on a classifier; the answer is the class with the largest output."""
 
-    def __init__(self, engine: TensorEngine, row: object, max_bytes: int) -> None:
-        self._engine, self._inputs = engine, row if isinstance(row, dict) else [row]
-        self._output = engine.manifest.outputs[0]
-        self._sample = SharedSample(read_inputs(self._inputs, engine.manifest.inputs), PrefixCache(max_bytes))
+def _answer(done: Completion) -> Answer:
+    # The two likeliest of each token; a vocabulary of one has no second.
+    leads = [np.exp(choice.top[0][1]) - sum(np.exp(other) for _, other in choice.top[1:]) for choice in done.choices]
+    confidence = float(np.exp(done.logprob / len(done.choices)))
+    return Answer(done.text, done.token_ids, done.layer_evaluations, confidence, float(np.mean(leads)))
 
-    def target(self, label: object) -> Answer:
-        """A class index as an answer. Raises InputError if the model has no such class."""
-        num_classes = self._output.shape[-1]
-        if not isinstance(label, int) or not 0 <= label < num_classes:
-            raise InputError(f"target {label!r} is no class of this model; use an integer from 0 to {num_classes - 1}")
-        return Answer(str(label), (label,))
 
-    async def answer(self, chain: Chain) -> Answer:
-        (row,), _ = await self._engine.infer(self._inputs, chain.layers)
-        label = int(np.argmax(row.outputs[self._output.name]))  # type: ignore[call-overload]
-        return Answer(str(label), (label,), len(chain))
+def _evaluation(logits: Array, target: tuple[int, ...], cost: int, naive: int) -> Evaluation:
+    """Of one chain, from logits [T, V] at the T tokens of the target."""
+    if not np.isfinite(logits).all():
+        return Evaluation(False, cost, naive)
+    matches = bool((logits.argmax(axis=-1) == np.asarray(target)).all())
+    return Evaluation(matches, cost, naive, float(log_softmax(logits)[np.arange(len(target)), list(target)].sum()))
 
-    async def evaluate(self, chains: Sequence[Chain], expected: Answer) -> Sequence[Evaluation]:
-        answer = await self._engine.explore(self._sample, chains)
-        costs = [answer.layer_evaluations] + [0] * (len(chains) - 1)
-        rows = [outputs[self._output.name] for outputs in answer.outputs]
-        (label,) = expected.token_ids
-        return [
-            Evaluation(int(row.argmax()) == label, cost, len(chain), float(log_softmax(row)[label]))
-            for row, cost, chain in zip(rows, costs, chains, strict=True)
-        ]
+
+AnyEvaluator: TypeAlias = LanguageEvaluator | ChoiceEvaluator | ClassEvaluator
 
 
 def evaluator_for(
-    engine: Engine, sample: object, max_new_tokens: int, max_bytes: int
-) -> LanguageEvaluator | ClassEvaluator:
+    engine: Engine,
+    sample: object,
+    max_new_tokens: int,
+    max_bytes: int,
+    choices: Sequence[str] = (),
+    wants_influence: bool = False,
+) -> AnyEvaluator:
     """The evaluator of one sample; its prefixes hold at most `max_bytes`.
 
     Raises InputError if the model has no chains or the sample is of the wrong kind.
@@ -108,6 +118,10 @@ def evaluator_for(
     if isinstance(engine, LanguageEngine):
         if not isinstance(sample, str | list):
             raise InputError(f"the input is a {type(sample).__name__}; send text or a list of token ids")
-        return LanguageEvaluator(engine, sample, max_new_tokens, max_bytes)
+        if choices:
+            return ChoiceEvaluator(engine, sample, choices, max_bytes, wants_influence)
+        return LanguageEvaluator(engine, sample, max_new_tokens, max_bytes, wants_influence)
     assert isinstance(engine, TensorEngine)
-    return ClassEvaluator(engine, sample, max_bytes)
+    if choices:
+        raise InputError("'choices' are for language models; the classes of this model are its choices")
+    return ClassEvaluator(engine, sample, max_bytes, wants_influence)

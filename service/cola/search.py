@@ -3,12 +3,13 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from typing import TypeAlias
 
 from models.chain import Chain
-from service.cola.evaluator import Answer, Evaluation, Evaluator
+from service.cola.evaluator import Answer, Evaluator
 from service.cola.mcts import Search
+from service.cola.released import ReleasedSearch
+from service.cola.reward import Verdict
 from service.cola.task import Outcome, Progress, Result, Spent, StoppedBy, Task
 
 OnProgress: TypeAlias = Callable[[Progress], Awaitable[None]]
@@ -34,7 +35,7 @@ async def find_chain(
     while stopped_by is None:
         if on_progress is not None:
             await on_progress(run.progress())
-        stopped_by = run.limit_met() or await run.round()
+        stopped_by = run.goal_met() or run.limit_met() or await run.round()
     return await run.finish(stopped_by)
 
 
@@ -51,30 +52,40 @@ class _Run:
         self._simulations = 0
         self._layer_evaluations = 0
         self._layer_evaluations_naive = 0
-        self._search = Search(task.num_layers, task.space, task.mcts, task.seed)
+        search = ReleasedSearch if task.mcts.walk == "released" else Search
+        self._search = search(task.num_layers, task.space, task.mcts, task.seed)
 
     async def begin(self) -> None:
         """Run the full chain alone, then observe it as the first simulation."""
         [chain] = self._search.propose(1)
         answer = await self._answer(chain)
         self._expected = self._task.reward.expected(answer, self._task.target)
-        [evaluation] = await self._evaluate([chain])
-        # Its own run has the last word: teacher-forced scores may differ by rounding, and it must agree with itself.
-        evaluation = replace(evaluation, matches=answer.agrees_with(self._expected))
-        reward = self._task.reward.value(evaluation)
-        self._search.observe(chain, reward)
-        self.full = Outcome(chain, reward, answer, self._task.reward.certifies(answer, self._expected))
+        [verdict] = await self._judge([chain], answer)
+        self._search.observe(chain, verdict.reward)
+        if self._task.mcts.prior:
+            self._search.inform(self._evaluator.influence)
+        certified = self._keeps_promise(chain, answer) and self._evaluator.is_exact
+        self.full = Outcome(chain, verdict.reward, answer, certified)
 
     async def round(self) -> StoppedBy | None:
         """Evaluate and observe one batch of leaves; says so when there are none left."""
         chains = self._search.propose(self._leaves())
         if not chains:
             return "exhausted"
-        for chain, evaluation in zip(chains, await self._evaluate(chains), strict=True):
-            self._search.observe(chain, self._task.reward.value(evaluation))
+        for chain, verdict in zip(chains, await self._judge(chains), strict=True):
+            self._search.observe(chain, verdict.reward)
         # An evaluator that answers from memory never waits; others, and a cancellation, must still get their turn.
         await asyncio.sleep(0)
         return None
+
+    def goal_met(self) -> StoppedBy | None:
+        """What the budget asks to stop at, once it is reached."""
+        stop, reward, best = self._task.budget.stop, self._task.reward, self._search.best()
+        if stop is None or reward.ceiling is None or best.reward < reward.ceiling:
+            return None
+        if stop == "proof":
+            return "proof" if self._search.has_no_shorter() else None
+        return None if reward.holds_for_full and best.chain == self.full.chain else "first"
 
     def limit_met(self) -> StoppedBy | None:
         """The limit of the budget that is used up; time comes last, for it alone makes a result unrepeatable."""
@@ -98,6 +109,8 @@ class _Run:
 
     async def finish(self, stopped_by: StoppedBy) -> Result:
         """Certify the winner and write the result."""
+        reward, task = self._task.reward, self._task
+        self._search.revise(reward.revised())
         best = await self._certify()
         return Result(
             full=self.full,
@@ -105,8 +118,10 @@ class _Run:
             pareto=tuple(self._search.pareto()),
             stats=self.spent(),
             stopped_by=stopped_by,
-            oracle=self._task.reward.oracle,
-            deterministic=stopped_by != "seconds",
+            oracle=reward.oracle,
+            deterministic=stopped_by != "seconds" and reward.deterministic,
+            top=tuple(self._search.top(task.top_k)),
+            tree=tuple(self._search.tree(task.tree_nodes)),
         )
 
     async def _certify(self) -> Outcome:
@@ -116,10 +131,13 @@ class _Run:
             if found.reward <= 0 or found.chain == self.full.chain:
                 break
             answer = await self._answer(found.chain)
-            if self._task.reward.certifies(answer, self._expected):
-                return Outcome(found.chain, found.reward, answer, certified=True)
+            if self._keeps_promise(found.chain, answer):
+                return Outcome(found.chain, found.reward, answer, certified=self._evaluator.is_exact)
             self._search.reject(found.chain)
         return self.full
+
+    def _keeps_promise(self, chain: Chain, answer: Answer) -> bool:
+        return self._task.reward.certifies(chain, answer, self._expected)
 
     def _leaves(self) -> int:
         limit = self._task.budget.simulations
@@ -127,12 +145,12 @@ class _Run:
             return self._task.leaf_batch
         return min(self._task.leaf_batch, limit - self._simulations)
 
-    async def _evaluate(self, chains: list[Chain]) -> Sequence[Evaluation]:
-        evaluations = await self._evaluator.evaluate(chains, self._expected)
+    async def _judge(self, chains: list[Chain], ran: Answer | None = None) -> Sequence[Verdict]:
+        verdicts = await self._task.reward.judge(self._evaluator, chains, self._expected, ran)
         self._simulations += len(chains)
-        self._layer_evaluations += sum(one.layer_evaluations for one in evaluations)
-        self._layer_evaluations_naive += sum(one.layer_evaluations_naive for one in evaluations)
-        return evaluations
+        self._layer_evaluations += sum(one.layer_evaluations for one in verdicts)
+        self._layer_evaluations_naive += sum(one.layer_evaluations_naive for one in verdicts)
+        return verdicts
 
     async def _answer(self, chain: Chain) -> Answer:
         answer = await self._evaluator.answer(chain)

@@ -15,18 +15,26 @@ from service.engine.shared import SharedAnswer, SharedSample, SharedWork
 from service.engine.work import Work
 from service.metrics import ModelMetrics
 
+# Every layer once; and what is remembered for this input, which a route looks up before the engine sees it.
+FULL, MEMORY = "full", "memory"
 # What a request may say of a chain: the text form or "full", the layers, or one of these per input.
 ChainValue: TypeAlias = str | Sequence[int] | Sequence[str | Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
-    """Bounds of one model; `max_chain_length` is in visits, `search_bytes` is for one search."""
+    """Bounds of one model; `max_chain_length` is in visits, `search_bytes` is for one search.
+
+    The verifier is what searches may ask about answers: an endpoint or none, seconds per answer, tries after one.
+    """
 
     batch: Limits
     queue: QueueLimits
     max_chain_length: int
     search_bytes: int
+    verifier_url: str | None = None
+    verifier_timeout_s: float = 10.0
+    verifier_max_retries: int = 2
 
 
 class Engine:
@@ -72,8 +80,10 @@ class Engine:
                 work.future.cancel()
 
     def _chain(self, value: str | Sequence[int]) -> Chain:
-        if value == "full":
+        if value == FULL:
             return self.full
+        if value == MEMORY:
+            raise ChainError("chain 'memory' is known to /predict only; send 'full', or the layers")
         if not self.num_layers:
             raise ChainError(
                 f"model {self.manifest.name!r} is served whole and has no layers to choose; leave 'chain' out"

@@ -124,9 +124,12 @@ class LanguageEngine(Engine):
         return [self._judgement(work, score) for work, score in zip(works, scores, strict=True)]
 
     def target(self, text: str | Sequence[int]) -> tuple[int, ...]:
-        """Token ids of a whole answer, end token included."""
+        """Token ids of a whole answer, end token included. Raises InputError if that leaves nothing to judge."""
         token_ids = self.tokenizer.encode(text) if isinstance(text, str) else self._checked(text)
-        return token_ids + self.language.eos_token_ids[:1]
+        token_ids += self.language.eos_token_ids[:1]
+        if not token_ids:
+            raise InputError("the target is empty; send at least one token")
+        return token_ids
 
     def _work(self, prompt: str | Sequence[int], chain: Chain, sampling: Sampling) -> GenerateWork:
         return GenerateWork(
@@ -141,8 +144,10 @@ class LanguageEngine(Engine):
 
     def _checked(self, token_ids: Sequence[int]) -> tuple[int, ...]:
         for place, token_id in enumerate(token_ids):
-            if not 0 <= token_id < self.language.vocab_size:
-                raise InputError(f"token {place} is {token_id}; the vocabulary has 0 to {self.language.vocab_size - 1}")
+            if type(token_id) is not int or not 0 <= token_id < self.language.vocab_size:
+                raise InputError(
+                    f"token {place} is {token_id!r}; the vocabulary has 0 to {self.language.vocab_size - 1}"
+                )
         return tuple(token_ids)
 
     def _completion(self, work: GenerateWork, answer: Generated) -> Completion:

@@ -50,12 +50,14 @@ def most_likely(logprobs: NDArray[np.float64], count: int) -> tuple[tuple[int, f
 
 def _draw(logits: NDArray[np.float32], sampling: Sampling, generator: np.random.Generator) -> int:
     order = np.argsort(-logits, kind="stable")
-    probabilities = np.exp(log_softmax(logits[order] / np.float32(sampling.temperature)))
+    with np.errstate(over="ignore"):  # close to temperature 0 all but the likeliest fall to probability 0
+        weights = np.exp((logits[order].astype(np.float64) - logits[order[0]]) / sampling.temperature)
+    probabilities = weights / weights.sum()
     keep = np.ones(len(order), dtype=bool)
     if sampling.top_k:
         keep[sampling.top_k :] = False
     # A token stays if the likelier ones together do not yet reach top_p (nucleus sampling, arXiv 1904.09751).
     kept_mass = np.cumsum(np.where(keep, probabilities, 0.0)) / probabilities[keep].sum()
     keep &= np.concatenate(([True], kept_mass[:-1] < sampling.top_p))
-    weights = np.where(keep, probabilities, 0.0)
-    return int(order[generator.choice(len(order), p=weights / weights.sum())])
+    kept = np.where(keep, probabilities, 0.0)
+    return int(order[generator.choice(len(order), p=kept / kept.sum())])

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -21,12 +22,15 @@ class SharedSample:
 
     inputs: arrays of one row. Language models also: length, the tokens that are no padding, and the tokens [T] whose
     logits are wanted. Only the device thread touches `cache` while work on this sample is under way.
+    wants_influence: fill `influence` with 1 - cos(in, out) of each visit of the first chain (arXiv 2403.03853).
     """
 
     inputs: dict[str, Array]
     cache: PrefixCache
     length: int = 0
     tokens: tuple[int, ...] = ()
+    wants_influence: bool = False
+    influence: tuple[float, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -39,12 +43,15 @@ class SharedSample:
         return tuple(array.shape for array in self.inputs.values())
 
 
-def text_sample(token_ids: Sequence[int], num_targets: int, cache: PrefixCache) -> SharedSample:
+def text_sample(
+    token_ids: Sequence[int], num_targets: int, cache: PrefixCache, wants_influence: bool = False
+) -> SharedSample:
     """A sequence whose last `num_targets` tokens are judged; the very last is not read, only judged."""
     length = len(token_ids) - 1
     padded = np.zeros((1, -(-length // _LENGTH_STEP) * _LENGTH_STEP), dtype=np.int64)
     padded[0, :length] = token_ids[:-1]
-    return SharedSample({"token_ids": padded}, cache, length, tuple(range(length - num_targets, length)))
+    judged = tuple(range(length - num_targets, length))
+    return SharedSample({"token_ids": padded}, cache, length, judged, wants_influence)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +100,8 @@ class SharedRunner:
         leaves = [leaves_of(places[id(work.sample)], work.chains) for work in works]
         batch = _SharedBatch(self._backend, self._counter, samples)
         batch.reach([leaf for group in leaves for leaf in group])
+        for group in leaves:
+            batch.measure(group[0])
         return [
             SharedAnswer(batch.outputs(group), batch.spent(work, group), work.timing())
             for work, group in zip(works, leaves, strict=True)
@@ -128,6 +137,17 @@ class _SharedBatch:
         outputs = self.backend.head(carry, wanted)
         return tuple({name: array[row] for name, array in outputs.items()} for row in range(len(leaves)))
 
+    def measure(self, leaf: Node) -> None:
+        """Fill the sample's influence from the visits of its first chain, which were all made in this batch."""
+        sample = self.samples[leaf.sample]
+        if not sample.wants_influence or sample.influence:
+            return
+        prefixes = [Node(leaf.sample, leaf.prefix[:end]) for end in range(len(leaf.prefix) + 1)]
+        streams = [self.backend.stream(self.held[node])[0] for node in prefixes]
+        # Tokens past the length are padding; a row of a tensor model has one vector.
+        vectors = [stream[: sample.length] if sample.length else stream.reshape(1, -1) for stream in streams]
+        sample.influence = tuple(_turned(before, after) for before, after in pairwise(vectors))
+
     def spent(self, work: SharedWork, leaves: Sequence[Node]) -> int:
         """Layer evaluations made for this work; a prefix two works of one batch share is paid by the first."""
         mine = {Node(leaf.sample, leaf.prefix[:end]) for leaf in leaves for end in range(1, len(leaf.prefix) + 1)}
@@ -155,3 +175,11 @@ class _SharedBatch:
     def _rows(self, nodes: Sequence[Node]) -> Rows | None:
         lengths: Ints = np.asarray([self.samples[node.sample].length for node in nodes], dtype=np.int64)
         return Rows(np.zeros_like(lengths), lengths) if lengths.any() else None
+
+
+def _turned(before: Array, after: Array) -> float:
+    """1 - cos between vectors [T, D], 0..2, mean over T; 0 where they are not finite or zero."""
+    norms = np.linalg.norm(before, axis=-1) * np.linalg.norm(after, axis=-1)
+    cosines = np.divide((before * after).sum(axis=-1), norms, out=np.ones_like(norms), where=norms > 0)
+    mean = float(1 - cosines.mean())
+    return max(mean, 0.0) if np.isfinite(mean) else 0.0

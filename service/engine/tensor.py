@@ -117,8 +117,10 @@ def _read_tensor(value: Mapping[str, object], spec: TensorSpec) -> Array:
     array = _as_array(value["data"], spec)
     shape = value.get("shape", array.shape)
     try:
+        if min(shape) < 0:  # type: ignore[call-overload]
+            raise ValueError("numpy would work a negative size out")
         return array.reshape(tuple(shape))  # type: ignore[arg-type]
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise InputError(
             f"input {spec.name!r}: {array.size} values do not fill shape {shape}; make them agree"
         ) from error

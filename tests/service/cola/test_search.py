@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -12,7 +12,7 @@ from service.cola.evaluator import Answer, Evaluation
 from service.cola.mcts import MctsConfig
 from service.cola.reward import reward_named
 from service.cola.search import find_chain
-from service.cola.space import Space
+from service.cola.space import CoLaSpace
 from service.cola.task import Budget, Progress, Result, Task, derive_seed
 
 NUM_LAYERS = 6
@@ -28,28 +28,35 @@ class FakeEvaluator:
     breaks: Callable[[Chain], bool] = lambda _: False
     scored: list[list[Chain]] = field(default_factory=list)
     ran_alone: list[Chain] = field(default_factory=list)
+    is_exact: bool = True
+    influence: tuple[float, ...] = ()
 
     async def evaluate(self, chains: Sequence[Chain], expected: Answer) -> list[Evaluation]:
         self.scored.append(list(chains))
         matches = [expected.token_ids == (int(self.says_yes(chain)),) for chain in chains]
         return [Evaluation(match, 2, 3 * len(chain)) for match, chain in zip(matches, chains, strict=True)]
 
+    async def answers(self, chains: Sequence[Chain]) -> list[Answer]:
+        self.scored.append(list(chains))
+        return [self._says(self.says_yes(chain), len(chain)) for chain in chains]
+
     async def answer(self, chain: Chain) -> Answer:
         self.ran_alone.append(chain)
-        yes = self.says_yes(chain) and not self.breaks(chain)
-        return Answer("yes" if yes else "no", (int(yes),), layer_evaluations=len(chain))
+        return self._says(self.says_yes(chain) and not self.breaks(chain), len(chain))
+
+    def _says(self, yes: bool, cost: int) -> Answer:
+        return Answer("yes" if yes else "no", (int(yes),), cost, confidence=0.9 if yes else 0.6)
 
 
 def task(reward: str = "target", budget: Budget | None = None, **changes: object) -> Task:
-    made = Task(
-        NUM_LAYERS,
-        Space.of(NUM_LAYERS),
-        reward_named(reward),
-        target=WANTED if reward == "target" else None,
-        budget=budget or Budget(simulations=100),
-        leaf_batch=4,
-    )
-    return replace(made, **changes)  # type: ignore[arg-type]
+    fields: dict[str, object] = {
+        "target": WANTED if reward == "target" else None,
+        "budget": budget or Budget(simulations=100),
+        "leaf_batch": 4,
+        **changes,
+    }
+    space = fields.pop("space", CoLaSpace.of(NUM_LAYERS))
+    return Task(NUM_LAYERS, space, reward_named(reward), **fields)  # type: ignore[arg-type]
 
 
 def search(what: Task, evaluator: FakeEvaluator, clock: Callable[[], float] = lambda: 0.0) -> Result:
@@ -152,7 +159,7 @@ def test_a_result_that_time_cut_says_so() -> None:
 
 
 def test_a_space_that_is_used_up_stops_the_search() -> None:
-    space = Space(min_length=5, max_length=6, operations=("skip",))
+    space = CoLaSpace(num_layers=6, min_length=5, max_length=6, operations=("skip",))
     result = search(task(space=space), FakeEvaluator(keeps_0_and_5))
     assert (result.stopped_by, result.stats.simulations, result.deterministic) == ("exhausted", 1 + 6, True)
 
@@ -241,16 +248,100 @@ def test_a_batch_of_no_leaves_is_refused() -> None:
         task(leaf_batch=0)
 
 
+def test_the_first_hit_ends_a_search_that_asks_for_it() -> None:
+    evaluator = FakeEvaluator(keeps_0_and_5_and_repeats_2)
+    result = search(task(budget=Budget(simulations=100, stop="first"), leaf_batch=1), evaluator)
+    assert (result.stopped_by, result.best.certified, result.deterministic) == ("first", True, True)
+    assert [chain for batch in evaluator.scored for chain in batch][-1] == result.best.chain
+    assert result.stats.simulations < 100
+
+
+def test_a_full_chain_that_is_right_is_a_first_hit_but_agreeing_with_itself_is_not() -> None:
+    budget = Budget(simulations=100, stop="first")
+    right = search(task(budget=budget), FakeEvaluator(keeps_0_and_5))
+    assert (right.stopped_by, right.best.chain, right.stats.simulations) == ("first", FULL, 1)
+    agreeing = search(task("agreement", budget), FakeEvaluator(keeps_0_and_5))
+    assert agreeing.stopped_by == "first"
+    assert agreeing.best.length < NUM_LAYERS
+
+
+def test_a_proof_ends_the_search_when_nothing_shorter_is_untried() -> None:
+    space = CoLaSpace.of(NUM_LAYERS, operations=("skip",), max_length=NUM_LAYERS)
+    evaluator = FakeEvaluator(keeps_0_and_5)
+    budget = Budget(simulations=1000, stop="proof")
+    result = search(task("agreement", budget, space=space, leaf_batch=1), evaluator)
+    tried = {chain for batch in evaluator.scored for chain in batch}
+    assert (result.stopped_by, result.best.chain) == ("proof", Chain((0, 5)))
+    assert {Chain((layer,)) for layer in range(NUM_LAYERS)} <= tried
+    assert len(tried) < 2**NUM_LAYERS - 1
+
+
+def test_a_graded_reward_has_nothing_to_stop_at() -> None:
+    with pytest.raises(InputError, match="'confidence' is graded and never complete; leave 'stop' out"):
+        task("confidence", Budget(stop="first"))
+
+
+def test_the_most_confident_answer_wins_and_is_certified_by_saying_it_again() -> None:
+    result = search(task("confidence"), FakeEvaluator(keeps_0_and_5_and_repeats_2))
+    assert (result.best.reward, result.best.answer.text, result.best.certified) == (0.9, "yes", True)
+    assert not result.oracle
+
+
+def test_the_vote_decides_after_the_last_chain() -> None:
+    evaluator = FakeEvaluator(keeps_0_and_5)
+    result = search(task("consistency", Budget(simulations=60)), evaluator)
+    tried = [FULL, *(chain for batch in evaluator.scored for chain in batch)]
+    votes = [keeps_0_and_5(chain) for chain in tried]
+    majority = sum(votes) * 2 > len(votes)
+    assert result.best.reward == max(sum(votes), len(votes) - sum(votes)) / len(votes)
+    assert result.best.answer.text == ("yes" if majority else "no")
+    assert result.best.length == min(len(chain) for chain, vote in zip(tried, votes, strict=True) if vote == majority)
+
+
+def test_what_is_not_run_as_served_is_never_certified() -> None:
+    result = search(task(), FakeEvaluator(keeps_0_and_5_and_repeats_2, is_exact=False))
+    assert result.best.reward == 1.0
+    assert not result.best.certified
+
+
+def test_a_wrong_target_must_differ_from_the_truth() -> None:
+    other = Answer("no", (0,))
+    assert search(task("wrong_target", target=WANTED, truth=other), FakeEvaluator(keeps_0_and_5)).best.reward == 1.0
+    with pytest.raises(InputError, match="has no truth to differ from"):
+        task("wrong_target", target=WANTED)
+    with pytest.raises(InputError, match="target 'yes' is the truth"):
+        task("wrong_target", target=WANTED, truth=WANTED)
+
+
+def test_the_best_chains_and_the_tree_are_told_when_asked_for() -> None:
+    result = search(task(top_k=3, tree_nodes=10), FakeEvaluator(keeps_0_and_5))
+    assert [one.chain for one in result.top][0] == result.best.chain
+    ranks = [(-one.reward, one.length) for one in result.top]
+    assert (len(ranks), ranks) == (3, sorted(ranks))
+    assert (len(result.tree), result.tree[0].chain) == (10, FULL)
+    assert (search(task(), FakeEvaluator(keeps_0_and_5)).tree, result.tree[0].visit_count) == ((), 100)
+
+
+def test_the_prior_is_learned_from_the_full_chain() -> None:
+    weak = FakeEvaluator(lambda _: False, influence=(0.5, 0.4, 0.3, 0.01, 0.02, 0.6))
+    config = MctsConfig(prior=1.0, random_child=0.0)
+    space = CoLaSpace.of(NUM_LAYERS, operations=("skip",), max_block=1)
+    search(task(space=space, mcts=config, leaf_batch=1, budget=Budget(simulations=3)), weak)
+    assert [batch[0].format() for batch in weak.scored] == ["0-5", "0-2,4-5", "0-3,5"]
+
+
 def test_seeds_depend_on_the_global_seed_the_input_and_the_configuration_alone() -> None:
-    space, config = Space.of(6), MctsConfig()
+    space, config = CoLaSpace.of(6), MctsConfig()
     target, agreement = reward_named("target"), reward_named("agreement")
     seed = derive_seed(0, "1+1=", space, config, target)
-    assert seed == derive_seed(0, "1+1=", Space.of(6), MctsConfig(), reward_named("target"))
+    assert seed == derive_seed(0, "1+1=", CoLaSpace.of(6), MctsConfig(), reward_named("target"))
     others = [
         derive_seed(1, "1+1=", space, config, target),
         derive_seed(0, "1+2=", space, config, target),
-        derive_seed(0, "1+1=", Space.of(6, max_block=2), config, target),
+        derive_seed(0, "1+1=", CoLaSpace.of(6, max_block=2), config, target),
         derive_seed(0, "1+1=", space, MctsConfig(exploration=1.0), target),
         derive_seed(0, "1+1=", space, config, agreement),
     ]
     assert len({seed, *others}) == 6
+    released = MctsConfig(widening=None, walk="released")
+    assert derive_seed(42, "1+1=", space, released, target) == 42

@@ -1,0 +1,65 @@
+# Every target prepares what it needs: a fresh clone and Python 3.11 or newer are enough.
+PYTHON ?= python3
+PORT ?= 8000
+VENV := .venv
+MODELS := arith digits
+
+BIN := $(VENV)/bin
+PIP_ARGS = -c constraints-cpu.txt -e '.[$(EXTRAS)]'
+
+# uv does not read pip's settings: show it the local wheels. Where there are none, ask it for the CPU build of torch.
+ifdef PIP_FIND_LINKS
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+else
+export UV_TORCH_BACKEND ?= cpu
+endif
+
+# docker, or else podman, which needs to be told to keep the health check.
+ENGINE ?= $(shell docker info >/dev/null 2>&1 && echo docker || echo podman)
+TARGET ?= cpu
+IMAGE := fathom-serving:$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+export BUILDAH_FORMAT := docker
+export BUILD_ARGS RUN_ARGS
+
+.PHONY: serve test check bench image image-test clean
+
+serve: $(VENV)/.serve $(MODELS:%=repository/%/1/manifest.json)
+	exec $(BIN)/fathom serve --repository repository --port $(PORT)
+
+# One thread for each of the two processes: more would fight over two cores.
+test: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not image" $(ARGS)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q tests/test_imports.py
+
+bench: $(VENV)/.dev
+	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+image:
+	$(ENGINE) build --target $(TARGET) --tag $(IMAGE)-$(TARGET) $(BUILD_ARGS) .
+
+image-test: $(VENV)/.dev
+	ENGINE="$(ENGINE)" $(BIN)/pytest -m image tests/deploy/test_image.py
+
+clean:
+	rm -rf $(VENV) repository build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# A model is exported once, and again when its checkpoint changes.
+.SECONDEXPANSION:
+repository/%/1/manifest.json: $$(wildcard models/checkpoints/$$*/*) | $(VENV)/.serve
+	$(BIN)/fathom export $* --repository repository --overwrite
+
+$(VENV)/.serve: EXTRAS := cpu
+$(VENV)/.dev: EXTRAS := cpu,train,dev
+$(VENV)/.serve $(VENV)/.dev: pyproject.toml constraints-cpu.txt | $(BIN)/python
+	$(BIN)/uv pip install --python $(BIN)/python $(PIP_ARGS) || $(BIN)/pip install $(PIP_ARGS)
+	touch $@
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	-$(BIN)/pip install --quiet uv

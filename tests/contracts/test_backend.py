@@ -1,0 +1,550 @@
+"""The laws every backend keeps, for both kinds of model; numbered as in the design: 1 to 4 and 7."""
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+
+from models.artifact import Manifest, read_manifest
+from models.chain import Chain
+from models.checkpoint import load_checkpoint
+from models.errors import BackendError
+from service.backends.arrays import Arrays, HostArrays
+from service.backends.eager import open_eager
+from service.backends.fake import open_fake
+from service.backends.onnx import open_onnx, open_session
+from service.backends.open import BackendName, open_backend
+from service.backends.parts import LanguageBackend, Part, Parts, TensorBackend
+from service.backends.protocol import Array, Backend, Rows
+from service.backends.torch_arrays import TorchArrays
+from service.backends.torchscript import open_torchscript
+from service.engine.executor import Batch, Executor, pad
+from service.engine.plan import plan
+
+CPU = torch.device("cpu")
+BACKENDS: tuple[BackendName, ...] = ("onnx", "torchscript", "eager", "fake")
+RUNTIMES = BACKENDS[:3]
+# Largest difference of logits to the reference: float32 sums in another order; whole numbers are exact.
+TOLERANCE = {"onnx": 5e-5, "torchscript": 5e-5, "eager": 5e-5, "fake": 0.0}
+# Chains whose outputs all differ by more than this, so that a mistaken chain is never within the tolerance.
+DISTINCT = 1e-2
+
+FULL = Chain.full(3)
+RANDOM = Random(0)
+CHAINS = {
+    "full": FULL,
+    "skip": Chain((0, 2)),
+    "one-layer": Chain((1,)),
+    "repeat": Chain((0, 1, 1, 1, 2)),
+    "reorder": Chain((2, 0, 1)),
+    "backwards": Chain((2, 1, 0)),
+    "twice": Chain((0, 1, 2, 0, 1, 2)),
+    **{f"random-{n}": Chain(tuple(RANDOM.choices(range(3), k=n))) for n in (4, 5, 7)},
+}
+CHAIN_PARAMS = [pytest.param(chain, id=name) for name, chain in CHAINS.items()]
+MIXED = tuple(CHAINS.values())
+PROMPTS = tuple(tuple(RANDOM.choices(range(1, 17), k=length)) for length in (5, 1, 9, 3, 7, 2, 6, 12, 4, 8))
+Reference = Callable[[Sequence[int], Chain], Array]
+
+
+@dataclass
+class Calls:
+    """Counts what the executor reports."""
+
+    rows: Counter[int] = field(default_factory=Counter)
+    calls: Counter[int] = field(default_factory=Counter)
+    tokens: int = 0
+
+    def count_layer_call(self, layer: int, rows: int, tokens: int) -> None:
+        self.rows[layer] += rows
+        self.calls[layer] += 1
+        self.tokens += tokens
+
+
+@dataclass(frozen=True)
+class Opened:
+    """One model on one runtime, its parts opened once."""
+
+    name: BackendName
+    directory: Path
+    manifest: Manifest
+    parts: Parts
+
+    @property
+    def tolerance(self) -> float:
+        return TOLERANCE[self.name]
+
+    def arrays(self) -> Arrays:
+        return HostArrays() if self.name in ("onnx", "fake") else TorchArrays(CPU)
+
+    def language(self, num_slots: int = 0, arrays: Arrays | None = None, parts: Parts | None = None) -> LanguageBackend:
+        assert self.manifest.language is not None
+        return LanguageBackend(parts or self.parts, self.manifest.language, num_slots, arrays or self.arrays())
+
+    def tensor(self, parts: Parts | None = None) -> TensorBackend:
+        return TensorBackend(parts or self.parts, self.manifest.inputs, self.manifest.outputs, self.arrays())
+
+
+def open_model(name: BackendName, directory: Path) -> Opened:
+    manifest = read_manifest(directory)
+    if name == "onnx":
+        parts = open_onnx(directory, manifest.forms["onnx"], "cpu", 1)
+    elif name == "torchscript":
+        parts = open_torchscript(directory, manifest.forms["torchscript"], CPU)
+    elif name == "eager":
+        parts = open_eager(directory, manifest.forms["safetensors"], CPU)
+    else:
+        parts = open_fake(manifest)
+    return Opened(name, directory, manifest, parts)
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def lm(request: pytest.FixtureRequest, tiny_repository: Path) -> Opened:
+    return open_model(request.param, tiny_repository / "tinylm" / "1")
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def mlp(request: pytest.FixtureRequest, tiny_repository: Path) -> Opened:
+    return open_model(request.param, tiny_repository / "tinymlp" / "1")
+
+
+@pytest.fixture(scope="module")
+def lm_reference(lm: Opened, tiny_lm_checkpoint: Path) -> Reference:
+    """Logits [S, V] of a plain loop without any cache: eager torch's, or the fake's own parts one by one."""
+    model = load_checkpoint(tiny_lm_checkpoint)
+
+    def eager(token_ids: Sequence[int], chain: Chain) -> Array:
+        with torch.inference_mode():
+            return model.along({"token_ids": torch.tensor([token_ids])}, chain)[0].numpy()
+
+    def fake(token_ids: Sequence[int], chain: Chain) -> Array:
+        start = np.zeros(1, np.int64)
+        hidden, *shared = lm.parts.embed(np.asarray([token_ids]), start, start[:0])
+        nothing = np.zeros((1, 2, 0, 8), np.float32)
+        for layer in chain.layers:
+            hidden, _, _ = lm.parts.layers[layer](hidden, *shared, nothing, nothing)
+        return np.asarray(lm.parts.head(hidden)[0][0])
+
+    return fake if lm.name == "fake" else eager
+
+
+@pytest.fixture(scope="module")
+def mlp_reference(mlp: Opened, tiny_mlp_checkpoint: Path) -> Callable[[Array, Chain], Array]:
+    """Outputs [B, C] of a plain loop."""
+    model = load_checkpoint(tiny_mlp_checkpoint)
+
+    def eager(features: Array, chain: Chain) -> Array:
+        with torch.inference_mode():
+            return model.along({"features": torch.from_numpy(features)}, chain).numpy()
+
+    def fake(features: Array, chain: Chain) -> Array:
+        carry = mlp.parts.embed(features)
+        for layer in chain.layers:
+            carry = mlp.parts.layers[layer](*carry)
+        return np.asarray(mlp.parts.head(*carry)[0])
+
+    return fake if mlp.name == "fake" else eager
+
+
+def run(backend: Backend, batch: Batch) -> Array:
+    """The one output of a batch."""
+    (output,) = Executor(backend, Calls()).run(batch).values()
+    return output
+
+
+def text_batch(prompts: Sequence[Sequence[int]], chains: Sequence[Chain]) -> Batch:
+    """Every token of every prompt, nothing cached; logits of all tokens."""
+    token_ids, lengths = pad(prompts)
+    every = np.minimum(np.arange(token_ids.shape[1])[None, :], lengths[:, None] - 1)
+    return Batch({"token_ids": token_ids}, tuple(chains), np.zeros_like(lengths), lengths, every)
+
+
+def step(
+    backend: Backend,
+    sequences: Sequence[Sequence[int]],
+    num_cached: Sequence[int],
+    chains: Sequence[Chain],
+    slots: Sequence[Sequence[int]],
+) -> Array:
+    """Last logits [B, V] of sequences of which the first tokens are in their slots; the rest is put there."""
+    token_ids, lengths = pad([ids[cached:] for ids, cached in zip(sequences, num_cached, strict=True)])
+    starts = np.asarray(num_cached, dtype=np.int64)
+    batch = Batch({"token_ids": token_ids}, tuple(chains), starts, lengths, lengths[:, None] - 1, pad(slots)[0])
+    return run(backend, batch)[:, 0]
+
+
+def scattered_slots(chains: Sequence[Chain], seed: int = 0) -> list[tuple[int, ...]]:
+    """Slots for every visit of every chain, in no order."""
+    numbers = list(range(sum(map(len, chains))))
+    Random(seed).shuffle(numbers)
+    return [tuple(numbers.pop() for _ in chain.layers) for chain in chains]
+
+
+def difference(a: Array, b: Array) -> float:
+    assert a.shape == b.shape
+    return float(np.abs(np.asarray(a, np.float64) - b).max())  # NaN, which no bound admits, if either holds one
+
+
+def assert_same_answer(got: Array, wanted: Array, tolerance: float) -> None:
+    assert difference(got, wanted) <= tolerance
+    assert (got.argmax(-1) == wanted.argmax(-1)).all()
+
+
+def features(rows: int) -> Array:
+    return np.random.default_rng(0).uniform(0.0, 9.0, (rows, 6)).astype(np.float32)
+
+
+def test_chains_of_these_tests_are_told_apart(tiny_lm_checkpoint: Path, tiny_mlp_checkpoint: Path) -> None:
+    lm, mlp = load_checkpoint(tiny_lm_checkpoint), load_checkpoint(tiny_mlp_checkpoint)
+    with torch.inference_mode():
+        logits = [lm.along({"token_ids": torch.tensor([PROMPTS[0]])}, chain)[0, -1].numpy() for chain in MIXED]
+        classes = [mlp.along({"features": torch.from_numpy(features(1))}, chain)[0].numpy() for chain in MIXED]
+    assert min(difference(a, b) for a, b in combinations(logits, 2)) > DISTINCT
+    assert min(difference(a, b) for a, b in combinations(classes, 2)) > DISTINCT
+    assert len({int(row.argmax()) for row in logits}) > 1
+
+
+# Law 1: the full chain through the parts is the whole model of the same runtime, to the last bit.
+
+
+def whole_part(name: BackendName, directory: Path) -> Part:
+    """The whole graph of one runtime as a callable over numpy arrays."""
+    manifest = read_manifest(directory)
+    if name == "onnx":
+        session = open_session(directory / str(manifest.forms["onnx"].whole), "cpu", 1)
+        names = [entry.name for entry in session.get_inputs()]
+        return lambda *arrays: session.run(None, dict(zip(names, arrays, strict=True)))
+    form = manifest.forms["torchscript"]
+    parts = open_torchscript(directory, replace_parts(form), CPU)
+    return lambda *arrays: [tensor.numpy() for tensor in parts.head(*map(torch.from_numpy, arrays))]
+
+
+def replace_parts(form: Any) -> Any:
+    """The form with the whole graph only."""
+    return form.model_copy(update={"embed": None, "layers": (), "head": None})
+
+
+@pytest.mark.parametrize("name", ["onnx", "torchscript"])
+def test_full_chain_of_a_language_model_is_its_whole_graph(name: BackendName, tiny_repository: Path) -> None:
+    opened = open_model(name, tiny_repository / "tinylm" / "1")
+    whole = whole_part(name, opened.directory)
+    token_ids, starts = np.asarray([PROMPTS[2], PROMPTS[2][::-1]]), np.zeros(2, np.int64)
+    nothing = np.zeros((3, 2, 2, 0, 8), np.float32)
+    logits, keys, values = whole(token_ids, starts, nothing, nothing)
+    backend, slots = opened.language(num_slots=6), [(4, 0, 3), (1, 5, 2)]
+    for _ in range(2):  # TorchScript optimises after it has seen inputs
+        assert difference(run(backend, text_batch(token_ids, (FULL, FULL))), logits) == 0.0
+    # A step further, rows unevenly cached.
+    sequences = [[*PROMPTS[2], 3], [*PROMPTS[2][::-1][:4], 8]]
+    step(backend, [ids[:-1] for ids in sequences], (0, 0), (FULL, FULL), slots)
+    decoded, _, _ = whole(np.asarray([[3], [8]]), np.asarray([9, 4]), keys, values)
+    assert difference(step(backend, sequences, (9, 4), (FULL, FULL), slots), decoded[:, 0]) == 0.0
+
+
+@pytest.mark.parametrize("name", ["onnx", "torchscript"])
+def test_full_chain_of_a_tensor_model_is_its_whole_graph(name: BackendName, tiny_repository: Path) -> None:
+    opened = open_model(name, tiny_repository / "tinymlp" / "1")
+    whole = whole_part(name, opened.directory)
+    for _ in range(2):
+        got = run(opened.tensor(), Batch({"features": features(5)}, (FULL,) * 5))
+        assert difference(got, whole(features(5))[0]) == 0.0
+
+
+def test_full_chain_of_eager_parts_is_the_plain_model(
+    tiny_repository: Path, tiny_lm_checkpoint: Path, tiny_mlp_checkpoint: Path
+) -> None:
+    lm = open_model("eager", tiny_repository / "tinylm" / "1").language()
+    mlp = open_model("eager", tiny_repository / "tinymlp" / "1").tensor()
+    with torch.inference_mode():
+        logits = load_checkpoint(tiny_lm_checkpoint)(torch.tensor([PROMPTS[2]])).numpy()
+        classes = load_checkpoint(tiny_mlp_checkpoint)(torch.from_numpy(features(5))).numpy()
+    assert difference(run(lm, text_batch([PROMPTS[2]], (FULL,))), logits) == 0.0
+    assert difference(run(mlp, Batch({"features": features(5)}, (FULL,) * 5)), classes) == 0.0
+
+
+# Law 2: any chain is a plain loop over its layers.
+
+
+@pytest.mark.parametrize("chain", CHAIN_PARAMS)
+def test_language_chain_is_a_plain_loop(chain: Chain, lm: Opened, lm_reference: Reference) -> None:
+    for prompt in PROMPTS[:3]:
+        assert_same_answer(
+            run(lm.language(), text_batch([prompt], (chain,)))[0], lm_reference(prompt, chain), lm.tolerance
+        )
+
+
+@pytest.mark.parametrize("chain", CHAIN_PARAMS)
+def test_tensor_chain_is_a_plain_loop(
+    chain: Chain, mlp: Opened, mlp_reference: Callable[[Array, Chain], Array]
+) -> None:
+    got = run(mlp.tensor(), Batch({"features": features(3)}, (chain,) * 3))
+    assert_same_answer(got, mlp_reference(features(3), chain), mlp.tolerance)
+
+
+# Law 3: a row answers the same alone and among any neighbours.
+
+
+def test_language_row_alone_equals_in_a_batch(lm: Opened) -> None:
+    backend = lm.language()
+    together = run(backend, text_batch(PROMPTS, MIXED))
+    for row, (prompt, chain) in enumerate(zip(PROMPTS, MIXED, strict=True)):
+        alone = run(backend, text_batch([prompt], (chain,)))[0]
+        assert_same_answer(together[row, : len(prompt)], alone, lm.tolerance)
+
+
+def test_tensor_row_alone_equals_in_a_batch(mlp: Opened) -> None:
+    backend, rows = mlp.tensor(), features(len(MIXED))
+    together = run(backend, Batch({"features": rows}, MIXED))
+    for row, chain in enumerate(MIXED):
+        alone = run(backend, Batch({"features": rows[row : row + 1]}, (chain,)))[0]
+        assert_same_answer(together[row], alone, mlp.tolerance)
+
+
+def test_same_texts_twice_give_the_same_bits(lm: Opened) -> None:
+    assert_same_bits(lm.language(), text_batch(PROMPTS, MIXED))
+
+
+def test_same_rows_twice_give_the_same_bits(mlp: Opened) -> None:
+    assert_same_bits(mlp.tensor(), Batch({"features": features(len(MIXED))}, MIXED))
+
+
+def assert_same_bits(backend: Backend, batch: Batch) -> None:
+    run(backend, batch), run(backend, batch)  # TorchScript optimises after it has seen inputs
+    assert difference(run(backend, batch), run(backend, batch)) == 0.0
+
+
+# Rows can leave a batch and come together again.
+
+
+def assert_rows_travel(backend: Backend, carry: Any, rows: Rows | None) -> None:
+    """Rows selected, joined in another order and run are the rows of the batch; the carries they came from stay."""
+    count = 4
+    order = (2, 0, 3, 1)
+    singles = [backend.select(carry, (row,)) for row in order]
+    size = backend.num_bytes(singles[0])
+    assert backend.num_bytes(backend.join(singles)) == count * size > 0
+    picked = None if rows is None else Rows(rows.starts[list(order)], rows.lengths[list(order)])
+    tokens = None if rows is None else rows.lengths[:, None] - 1
+    (wanted,) = backend.head(backend.layer(1, carry, rows), tokens).values()
+    for _ in range(2):  # twice, so that a carry changed by the first pass shows
+        (got,) = backend.head(
+            backend.layer(1, backend.join(singles), picked), None if tokens is None else tokens[list(order)]
+        ).values()
+        assert difference(got, wanted[list(order)]) <= 5e-5
+
+
+def test_rows_of_texts_travel(lm: Opened) -> None:
+    backend, (token_ids, lengths) = lm.language(), pad(PROMPTS[:4])
+    rows = Rows(np.zeros_like(lengths), lengths)
+    assert_rows_travel(backend, backend.embed({"token_ids": token_ids}, rows), rows)
+
+
+def test_rows_of_tensors_travel(mlp: Opened) -> None:
+    backend = mlp.tensor()
+    assert_rows_travel(backend, backend.embed({"features": features(4)}), None)
+
+
+def test_merging_rows_leaves_the_others_alone(lm: Opened) -> None:
+    backend, (token_ids, lengths) = lm.language(), pad(PROMPTS[:4])
+    rows, tokens = Rows(np.zeros_like(lengths), lengths), lengths[:, None] - 1
+    carry = backend.embed({"token_ids": token_ids}, rows)
+    before = backend.head(carry, tokens)["logits"].copy()
+    part = backend.layer(0, backend.select(carry, (1, 3)), Rows(rows.starts[[1, 3]], rows.lengths[[1, 3]]))
+    changed = backend.head(part, tokens[[1, 3]])["logits"].copy()
+    after = backend.head(backend.merge(carry, (1, 3), part), tokens)["logits"]
+    assert difference(after[[0, 2]], before[[0, 2]]) == 0.0
+    assert difference(after[[1, 3]], changed) <= lm.tolerance
+    assert difference(after[[1, 3]], before[[1, 3]]) > DISTINCT
+
+
+# Law 4: decoding from slots is recomputing.
+
+
+def assert_decoding_recomputes(
+    backend: Backend, reference: Reference, tolerance: float, slots: Sequence[Sequence[int]], seed: int = 0
+) -> None:
+    """Continue ragged prompts along mixed chains by given tokens; every step must be what recomputation gives."""
+    rng = Random(seed)
+    sequences = [list(prompt) for prompt in PROMPTS]
+    num_cached = [0] * len(sequences)
+    for _ in range(6):
+        logits = step(backend, sequences, num_cached, MIXED, slots)
+        for row, (sequence, chain) in enumerate(zip(sequences, MIXED, strict=True)):
+            assert_same_answer(logits[row], reference(sequence, chain)[-1], tolerance)
+        num_cached = [len(sequence) for sequence in sequences]
+        for sequence in sequences:
+            sequence.extend(rng.choices(range(17), k=rng.randint(1, 2)))
+
+
+def test_decoding_from_slots_is_recomputing(lm: Opened, lm_reference: Reference) -> None:
+    backend = lm.language(num_slots=sum(map(len, MIXED)))
+    assert_decoding_recomputes(backend, lm_reference, lm.tolerance, scattered_slots(MIXED))
+
+
+def test_slots_can_be_reused_by_other_sequences(lm: Opened, lm_reference: Reference) -> None:
+    backend = lm.language(num_slots=sum(map(len, MIXED)))
+    for seed in range(2):
+        slots = scattered_slots(MIXED, seed)
+        assert_decoding_recomputes(backend, lm_reference, lm.tolerance, slots, seed)
+
+
+@pytest.mark.parametrize("left", [np.nan, np.inf, -np.inf])
+def test_what_a_sequence_left_in_its_slots_does_not_reach_the_next(
+    left: float, lm: Opened, lm_reference: Reference
+) -> None:
+    backend = lm.language(sum(map(len, MIXED)), arrays=Used(lm.arrays(), left))
+    assert_decoding_recomputes(backend, lm_reference, lm.tolerance, scattered_slots(MIXED))
+
+
+def test_newcomer_among_decoding_rows_sees_nothing_of_its_slots_past(lm: Opened, lm_reference: Reference) -> None:
+    chains, slots = (CHAINS["repeat"], CHAINS["reorder"]), ((0, 3, 1, 4, 2), (5, 7, 6))
+    backend = lm.language(num_slots=8, arrays=Used(lm.arrays(), np.nan))
+    old, new = [1, 2, 3, 4, 5, 6], [7, 8]
+    step(backend, [old], (0,), chains[:1], slots[:1])
+    for _ in range(2):
+        num_cached = (len(old), 0 if len(new) == 2 else len(new) - 1)
+        old.append(9)
+        logits = step(backend, [old, new], num_cached, chains, slots)
+        assert_same_answer(logits[0], lm_reference(old, chains[0])[-1], lm.tolerance)
+        assert_same_answer(logits[1], lm_reference(new, chains[1])[-1], lm.tolerance)
+        new.append(3)
+
+
+def test_row_that_overflows_does_not_hurt_its_neighbours(lm: Opened, lm_reference: Reference) -> None:
+    def overflowing(layer: Part) -> Part:
+        def call(hidden: Any, *others: Any) -> Sequence[Any]:
+            outputs = [array if array.shape[1] == 1 else array + 0 for array in layer(hidden, *others)]
+            for array in outputs:
+                array[0] = np.nan
+            return outputs
+
+        return call
+
+    layers = (lm.parts.layers[0], overflowing(cloned(lm.parts.layers[1])), lm.parts.layers[2])
+    backend = lm.language(num_slots=6, parts=replace(lm.parts, layers=layers))
+    slots = ((0, 1, 2), (3, 4, 5))
+    prompts = [[1, 2, 3], [4, 5, 6, 7]]
+    logits = step(backend, prompts, (0, 0), (FULL, FULL), slots)
+    assert np.isnan(logits[0]).all()
+    assert_same_answer(logits[1], lm_reference(prompts[1], FULL)[-1], lm.tolerance)
+    # The next owner of the poisoned slots is clean.
+    chain = Chain((0, 2, 0))
+    for length in (2, 3):
+        logits = step(backend, [[7, 7, 7][:length], [4, 5, 6, 7, 8]], (length - 2 and 2, 4), (chain, chain), slots)[:1]
+        assert_same_answer(logits[0], lm_reference([7, 7, 7][:length], chain)[-1], lm.tolerance)
+
+
+@dataclass(frozen=True)
+class Used:
+    """Arrays whose fresh memory holds what somebody left there."""
+
+    arrays: Arrays
+    left: float
+
+    def zeros(self, shape: tuple[int, ...]) -> Any:
+        return self.arrays.zeros(shape) + self.left
+
+    def take_in(self, array: Array) -> Any:
+        return self.arrays.take_in(array)
+
+    def give_out(self, array: Any) -> Array:
+        return self.arrays.give_out(array)
+
+    def join(self, arrays: Sequence[Any]) -> Any:
+        return self.arrays.join(arrays)
+
+
+def cloned(part: Part) -> Part:
+    """A part whose outputs may be written to."""
+
+    def call(*arrays: Any) -> Sequence[Any]:
+        return [array.clone() if isinstance(array, torch.Tensor) else np.array(array) for array in part(*arrays)]
+
+    return call
+
+
+# Law 7: the layers reported are the layers executed.
+
+
+def counted(parts: Parts, calls: Calls) -> Parts:
+    """The parts, each layer counting the rows that go through it."""
+
+    def counting(index: int, layer: Part) -> Part:
+        def call(hidden: Any, *others: Any) -> Sequence[Any]:
+            calls.count_layer_call(index, len(hidden), 0)
+            return layer(hidden, *others)
+
+        return call
+
+    return replace(parts, layers=tuple(counting(index, layer) for index, layer in enumerate(parts.layers)))
+
+
+def test_layers_reported_are_layers_executed_by_texts(lm: Opened) -> None:
+    executed = Calls()
+    backend = lm.language(parts=counted(lm.parts, executed))
+    assert_reported(backend, text_batch(PROMPTS, MIXED), [len(prompt) for prompt in PROMPTS], executed)
+
+
+def test_layers_reported_are_layers_executed_by_rows(mlp: Opened) -> None:
+    executed = Calls()
+    backend = mlp.tensor(parts=counted(mlp.parts, executed))
+    assert_reported(backend, Batch({"features": features(len(MIXED))}, MIXED), [1] * len(MIXED), executed)
+
+
+def assert_reported(backend: Backend, batch: Batch, tokens: Sequence[int], executed: Calls) -> None:
+    reported = Calls()
+    Executor(backend, reported).run(batch)
+    assert reported.rows == executed.rows == Counter(layer for chain in MIXED for layer in chain.layers)
+    assert reported.calls == executed.calls == Counter(group.layer for group in plan(MIXED))
+    assert reported.tokens == sum(len(chain) * count for chain, count in zip(MIXED, tokens, strict=True))
+
+
+# Opening.
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("model", ["tinylm", "tinymlp"])
+def test_backend_says_what_it_holds(name: BackendName, model: str, tiny_repository: Path) -> None:
+    directory = tiny_repository / model / "1"
+    backend = open_backend(read_manifest(directory), directory, name, num_slots=4)
+    assert backend.num_layers == 3
+    assert backend.num_slots == (4 if model == "tinylm" else 0)
+    backend.close()
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_device_is_obtained_or_refused(name: BackendName, tiny_repository: Path) -> None:
+    directory = tiny_repository / "tinymlp" / "1"
+    found = "CUDAExecutionProvider" in ort.get_available_providers() if name == "onnx" else torch.cuda.is_available()
+    with nullcontext() if found else pytest.raises(BackendError, match=r"(?i)cuda.*device cpu"):
+        open_backend(read_manifest(directory), directory, name, device="cuda")
+
+
+@pytest.mark.parametrize("damage", ["garbage", "cut", "gone"])
+@pytest.mark.parametrize("model", ["tinylm", "tinymlp"])
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_damaged_file_is_refused(
+    name: BackendName, model: str, damage: str, tiny_repository: Path, tmp_path: Path
+) -> None:
+    directory = shutil.copytree(tiny_repository / model / "1", tmp_path / "1")
+    manifest = read_manifest(directory)
+    form = manifest.forms["safetensors" if name == "eager" else name]  # type: ignore[index]
+    path = directory / (form.layers[1] if form.layers else str(form.whole))
+    if damage == "garbage":
+        path.write_bytes(b"\x00garbage" * 100)
+    elif damage == "cut":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    else:
+        path.unlink()
+    with pytest.raises(BackendError, match=path.name):
+        open_backend(manifest, directory, name)

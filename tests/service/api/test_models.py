@@ -1,0 +1,236 @@
+"""GET /models, loading and unloading while others serve, and artifacts that are not what they say."""
+
+import json
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROW = [1.0, 0.0, 2.0, 0.5, 1.5, 3.0]
+
+
+@pytest.fixture
+def repository(tiny_repository: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(tiny_repository, tmp_path / "repository"))
+
+
+def _edit(directory: Path, **members: Any) -> None:
+    path = directory / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **members}))
+
+
+def test_models_are_listed_with_what_they_take(server: Any) -> None:
+    found = {one["name"]: one for one in server.client.get("/models").json()}
+    assert found.keys() == {"tinylm", "tinymlp"}
+    assert {one["state"] for one in found.values()} == {"ready"}
+    assert [one["num_layers"] for one in found.values()] == [3, 3]
+    assert [one["max_chain_length"] for one in found.values()] == [12, 12]
+    assert found["tinymlp"]["inputs"][0]["shape"] == [-1, 6]
+    assert found["tinylm"]["residual_form"] == "standard"
+    assert server.client.get("/models/tinylm").json() == [found["tinylm"]]
+
+
+def test_unknown_models_are_named_with_those_there_are(server: Any, problem: Any) -> None:
+    problem(server.client.get("/models/absent"), 404, "absent", "tinylm/1")
+    problem(server.client.post("/models/absent/load"), 404, "absent", "tinylm")
+    problem(server.client.post("/models/absent/unload"), 404, "absent", "tinylm/1")
+    problem(server.client.post("/models/tinylm/load", params={"version": "7"}), 404, "'7'", "'1'")
+    problem(server.client.post("/models/tinylm/unload", params={"version": "7"}), 404, "'7'", "tinylm/1")
+    problem(server.client.post("/models/..%2Ftinylm/load"), 404)
+
+
+def test_model_can_be_unloaded_and_loaded_again(serve: Any, problem: Any) -> None:
+    with serve() as server:
+        before = server.predict("tinymlp", [ROW])["outputs"]
+        (left,) = server.client.post("/models/tinymlp/unload").json()
+        assert left["state"] == "available"
+        response = server.post("/predict", model="tinymlp", inputs=[ROW])
+        problem(response, 503, "tinymlp", "/models/tinymlp/load")
+        assert "retry-after" in response.headers
+        assert server.client.get("/health/ready").status_code == 200
+        server.predict("tinylm", ["1+1="])
+        assert server.metric("fathom_model_ready", model="tinymlp") == 0
+        assert server.client.post("/models/tinymlp/load").json()["state"] == "ready"
+        assert server.predict("tinymlp", [ROW])["outputs"] == before
+        assert server.client.post("/models/tinymlp/load").json()["state"] == "ready"
+        assert server.metric("fathom_model_ready", model="tinymlp") == 1
+
+
+def test_others_serve_on_while_a_model_comes_and_goes(serve: Any) -> None:
+    with serve(backend="onnx") as server:
+        expected = server.predict("tinylm", ["12+7="], chain="0,0,2")["outputs"]
+        wrong: list[Any] = []
+        statuses: set[int] = set()
+        is_over = threading.Event()
+
+        def ask_neighbour() -> None:
+            while not is_over.is_set():
+                if server.predict("tinylm", ["12+7="], chain="0,0,2")["outputs"] != expected:
+                    wrong.append("neighbour")
+
+        def ask_itself() -> None:
+            while not is_over.is_set():
+                statuses.add(server.post("/predict", model="tinymlp", inputs=[ROW] * 100).status_code)
+
+        threads = [threading.Thread(target=target) for target in (ask_neighbour, ask_neighbour, ask_itself)]
+        for thread in threads:
+            thread.start()
+        for _ in range(5):
+            assert server.client.post("/models/tinymlp/unload").status_code == 200
+            assert server.client.post("/models/tinymlp/load").status_code == 200
+        is_over.set()
+        for thread in threads:
+            thread.join()
+        assert wrong == []
+        assert statuses <= {200, 503}
+        assert server.metric("fathom_kv_slots_used") == server.metric("fathom_queue_requests") == 0
+
+
+def test_loads_and_unloads_at_once_leave_one_engine_or_none(serve: Any) -> None:
+    with serve(backend="onnx") as server:
+
+        def ask(action: str) -> None:
+            assert server.client.post(f"/models/tinymlp/{action}").status_code == 200
+
+        actions = ["unload", "load", "load", "unload", "load", "unload"] * 3
+        threads = [threading.Thread(target=ask, args=(action,)) for action in actions]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        ask("unload")
+        devices = [thread for thread in threading.enumerate() if thread.name == "fathom-device"]
+        assert server.client.get("/models/tinymlp").json()[0]["state"] == "available"
+        ask("load")
+        assert len([thread for thread in threading.enumerate() if thread.name == "fathom-device"]) == len(devices) + 1
+        server.predict("tinymlp", [ROW])
+
+
+def test_latest_ready_version_answers_by_default(repository: Path, serve: Any) -> None:
+    for version in ("2", "10"):
+        shutil.copytree(repository / "tinymlp" / "1", repository / "tinymlp" / version)
+        _edit(repository / "tinymlp" / version, version=version)
+    with serve(repository=repository) as server:
+
+        def answering(**fields: str) -> str:
+            return str(server.predict("tinymlp", [ROW], **fields)["version"])
+
+        assert answering() == "10"
+        for version in ("1", "2"):
+            server.client.post("/models/tinymlp/load", params={"version": version})
+        assert answering() == "10"
+        assert answering(version="1") == "1"
+        server.client.post("/models/tinymlp/unload", params={"version": "10"})
+        assert answering() == "2"
+        states = {one["version"]: one["state"] for one in server.client.get("/models/tinymlp").json()}
+        assert states == {"1": "ready", "2": "ready", "10": "available"}
+
+
+def _flip(directory: Path) -> None:
+    path = directory / "onnx" / "head.onnx"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+
+def _cut(directory: Path) -> None:
+    path = directory / "onnx" / "head.onnx"
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def _garble(directory: Path) -> None:
+    from models.artifact import file_record
+
+    path = directory / "onnx" / "head.onnx"
+    path.write_bytes(b"no graph at all")
+    files = json.loads((directory / "manifest.json").read_text())["files"]
+    _edit(directory, files={**files, "onnx/head.onnx": file_record(path).model_dump()})
+
+
+def _escape(directory: Path) -> None:
+    files = json.loads((directory / "manifest.json").read_text())["files"]
+    _edit(directory, files={**files, "../../../secret": {"sha256": "0" * 64, "size_bytes": 0}})
+
+
+def _halve(directory: Path) -> None:
+    path = directory / "manifest.json"
+    path.write_text(path.read_text()[:200])
+
+
+# What is done to the files, the status of loading them, and what the reason says.
+DAMAGES: list[tuple[Callable[[Path], object], int, tuple[str, ...]]] = [
+    (_flip, 409, ("head.onnx", "sha256", "export")),
+    (_cut, 409, ("head.onnx", "100 bytes", "export")),
+    (lambda directory: (directory / "onnx" / "head.onnx").unlink(), 409, ("head.onnx", "missing", "export")),
+    (_halve, 409, ("manifest.json", "not a valid manifest", "export")),
+    (lambda directory: (directory / "manifest.json").write_bytes(b"\xff\xfe"), 409, ("manifest.json", "export")),
+    (lambda directory: _edit(directory, files={}), 409, ("without listing its hash", "export")),
+    (lambda directory: _edit(directory, schema_version=2), 409, ("schema_version", "export")),
+    (lambda directory: _edit(directory, surprise=1), 409, ("surprise", "export")),
+    (lambda directory: _edit(directory, name="other"), 409, ("other", "export")),
+    (_escape, 409, ("secret", "outside")),
+    (_garble, 500, ("head.onnx",)),
+]
+
+
+@pytest.mark.parametrize(("damage", "status", "words"), DAMAGES)
+def test_damaged_artifact_is_refused_and_the_others_serve(
+    repository: Path, serve: Any, problem: Any, damage: Any, status: int, words: tuple[str, ...]
+) -> None:
+    damage(repository / "tinymlp" / "1")
+    with serve(repository=repository, backend="onnx") as server:
+        assert server.client.get("/health/ready").status_code == 200
+        (info,) = server.client.get("/models/tinymlp").json()
+        assert info["state"] == "failed"
+        for word in words:
+            assert word in info["reason"]
+        problem(server.client.post("/models/tinymlp/load"), status, *(words if status == 409 else ()))
+        problem(server.post("/predict", model="tinymlp", inputs=[ROW]), 503, "failed", words[0])
+        server.predict("tinylm", ["1+1="])
+
+
+def test_damaged_artifact_serves_once_it_is_whole(tiny_repository: Path, repository: Path, serve: Any) -> None:
+    directory = repository / "tinymlp" / "1"
+    _cut(directory)
+    with serve(repository=repository, backend="onnx") as server:
+        assert server.client.post("/models/tinymlp/load").status_code == 409
+        shutil.copytree(tiny_repository / "tinymlp" / "1", directory, dirs_exist_ok=True)
+        assert server.client.post("/models/tinymlp/load").json()["state"] == "ready"
+        server.predict("tinymlp", [ROW])
+
+
+def test_version_without_manifest_is_not_there(repository: Path, serve: Any, problem: Any) -> None:
+    (repository / "tinymlp" / "1" / "manifest.json").unlink()
+    (repository / ".half-written" / "1").mkdir(parents=True)
+    (repository / ".half-written" / "1" / "manifest.json").write_text("{}")
+    with serve(repository=repository) as server:
+        assert [one["name"] for one in server.client.get("/models").json()] == ["tinylm"]
+        problem(server.client.post("/models/tinymlp/load"), 404, "tinymlp", "tinylm")
+
+
+def test_missing_form_names_those_there_are(repository: Path, serve: Any) -> None:
+    directory = repository / "tinymlp" / "1"
+    forms = json.loads((directory / "manifest.json").read_text())["forms"]
+    _edit(directory, forms={"safetensors": forms["safetensors"]})
+    with serve(repository=repository, backend="onnx") as server:
+        (info,) = server.client.get("/models/tinymlp").json()
+        assert "safetensors" in info["reason"]
+        assert "'onnx'" in info["reason"]
+
+
+def test_empty_repository_is_not_ready(tmp_path: Path, serve: Any, problem: Any) -> None:
+    with serve(wait=False, repository=tmp_path) as server:
+        assert server.client.get("/models").json() == []
+        problem(server.client.get("/health/ready"), 503)
+        assert server.client.get("/health/live").status_code == 200
+        problem(server.post("/predict", model="tinylm", inputs=["1"]), 404, "tinylm")
+
+
+def test_too_little_memory_for_slots_names_the_setting(serve: Any) -> None:
+    with serve(kv_bytes=1 << 20, max_chain_factor=64) as server:
+        (info,) = server.client.get("/models/tinylm").json()
+        assert info["state"] == "failed"
+        assert "FATHOM_KV_BYTES" in info["reason"]
+        server.predict("tinymlp", [ROW])

@@ -1,0 +1,103 @@
+"""Which backend serves an artifact, and how much memory it gets."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from models.artifact import Form, Format, LanguageSpec, LayersSpec, Manifest
+from models.errors import BackendError
+from service.backends.kv import slot_bytes
+from service.backends.open import BackendName, choose_backend, num_slots_within, open_backend, refuse_both_runtimes
+
+FORM = Form(whole="whole", tolerance=1e-4)
+LANGUAGE = LanguageSpec(
+    vocab_size=9, max_length=10, num_kv_heads=1, head_size=4, eos_token_ids=(), tokenizer="tokenizer.json"
+)
+SLOT = slot_bytes(LANGUAGE)
+
+
+def manifest(*formats: Format, language: LanguageSpec | None = LANGUAGE) -> Manifest:
+    return Manifest(
+        name="model",
+        version="1",
+        kind="causal-lm" if language else "tensor",
+        inputs=(),
+        outputs=(),
+        layers=LayersSpec(count=4, residual_form="standard", cost=(1,) * 4),
+        language=language,
+        forms={format: FORM for format in formats},
+        files={},
+    )
+
+
+@pytest.mark.parametrize(
+    ("formats", "name", "chosen"),
+    [
+        (("onnx", "torchscript", "safetensors"), "auto", "onnx"),
+        (("safetensors", "torchscript"), "auto", "torchscript"),
+        (("safetensors",), "auto", "eager"),
+        (("onnx", "safetensors"), "eager", "eager"),
+        (("onnx", "torchscript"), "torchscript", "torchscript"),
+        ((), "fake", "fake"),
+    ],
+)
+def test_fastest_runtime_with_files_is_chosen_unless_one_is_named(
+    formats: tuple[Format, ...], name: BackendName, chosen: BackendName
+) -> None:
+    assert choose_backend(manifest(*formats), name) == chosen
+
+
+@pytest.mark.parametrize(
+    ("formats", "name"), [(("torchscript",), "onnx"), (("onnx",), "eager"), (("onnx",), "torchscript"), ((), "auto")]
+)
+def test_backend_without_files_is_refused(formats: tuple[Format, ...], name: BackendName) -> None:
+    with pytest.raises(BackendError, match=f"has the forms .*none for backend '{name}'; export it again"):
+        open_backend(manifest(*formats), Path(), name)
+
+
+@pytest.mark.parametrize(
+    ("max_rows", "max_bytes", "num_slots"),
+    [
+        (3, 100 * SLOT, 12),  # rows times layers
+        (3, 10 * SLOT + 1, 10),  # as far as the memory goes
+        (1, 100 * SLOT, 8),  # never less than the longest chain
+        (1, 8 * SLOT, 8),
+    ],
+)
+def test_slots_are_for_all_rows_as_far_as_memory_goes(max_rows: int, max_bytes: int, num_slots: int) -> None:
+    assert num_slots_within(manifest("onnx"), max_rows, max_bytes, max_chain_length=8) == num_slots
+
+
+def test_memory_too_small_for_the_longest_chain_is_refused() -> None:
+    with pytest.raises(BackendError, match=rf"8 KV slots of {SLOT} bytes .* hold 7; raise FATHOM_KV_BYTES"):
+        num_slots_within(manifest("onnx"), 3, 8 * SLOT - 1, max_chain_length=8)
+
+
+def test_model_without_a_cache_needs_no_slots() -> None:
+    assert num_slots_within(manifest("onnx", language=None), 3, 0, max_chain_length=8) == 0
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Makes a distribution look installed."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def make(name: str) -> None:
+        folder = tmp_path / f"{name.replace('-', '_')}-9.9.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 9.9\n")
+
+    return make
+
+
+def test_both_runtime_wheels_are_refused(install: Callable[[str], None]) -> None:
+    install("onnxruntime")
+    install("onnxruntime-gpu")
+    with pytest.raises(BackendError, match=r"both installed.*uninstall both"):
+        refuse_both_runtimes()
+
+
+def test_leftovers_of_a_removed_package_do_not_matter(install: Callable[[str], None], tmp_path: Path) -> None:
+    (tmp_path / "broken-1.0.dist-info").mkdir()
+    refuse_both_runtimes()

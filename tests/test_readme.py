@@ -1,0 +1,67 @@
+"""The README's transcripts, run as printed against a real server; only times, ids and the port may differ."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+VOLATILE = {"request_id", "id", "timing", "seconds"}
+
+
+def transcripts(text: str) -> list[tuple[str, str]]:
+    """Commands of the console blocks with the output printed below each."""
+    found: list[tuple[str, str]] = []
+    for block in re.findall(r"```console\n(.*?)```", text, re.DOTALL):
+        for entry in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            command, _, output = entry.partition("\n")
+            found.append((command, output))
+    return found
+
+
+def run(command: str, address: str) -> str:
+    programs = Path(sys.executable).parent
+    local = command.replace("localhost:8000", address).replace(".venv/bin/", f"{programs}/")
+    return subprocess.run(
+        ["bash", "-c", local], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    ).stdout
+
+
+def same(found: str, printed: str) -> bool:
+    """Equal as JSON, floats approximately and volatile values aside; other text equal but for seconds."""
+    try:
+        return alike(json.loads(found), json.loads(printed))
+    except json.JSONDecodeError:
+        return blank(found) == blank(printed)
+
+
+def alike(found: Any, printed: Any) -> bool:
+    if isinstance(printed, dict):
+        return found.keys() == printed.keys() and all(
+            key in VOLATILE or alike(found[key], value) for key, value in printed.items()
+        )
+    if isinstance(printed, list):
+        return len(found) == len(printed) and all(map(alike, found, printed))
+    return bool(found == pytest.approx(printed, abs=1e-3)) if isinstance(printed, float) else bool(found == printed)
+
+
+def blank(text: str) -> str:
+    return re.sub(r"\d+\.\d+ s", "# s", text.strip())
+
+
+def test_transcripts_hold(shipped_server: str) -> None:
+    found = transcripts((ROOT / "README.md").read_text())
+    assert len(found) >= 5
+    for command, output in found:
+        answer = run(command, shipped_server)
+        assert same(answer, output), f"{command}\n{answer}"
+
+
+def test_every_relative_link_leads_somewhere() -> None:
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"

@@ -1,0 +1,1 @@
+"""Recipes that produced the shipped checkpoints, one command each."""

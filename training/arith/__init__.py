@@ -1,0 +1,1 @@
+"""The recipe of the small arithmetic language model: `python -m training.arith`."""
