@@ -7,6 +7,15 @@ from typing import Any
 
 from models.errors import ArtifactError
 
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class LMConfig:
@@ -68,10 +77,18 @@ class LMConfig:
 
 
 def _refuse_unsupported(raw: dict[str, Any]) -> None:
+    for name in _SIZES:
+        if not isinstance(raw.get(name), int) or raw[name] < 1:
+            raise ArtifactError(f"config.json says {name} = {raw.get(name)!r}; it must be a whole number from 1 on")
     rope = raw.get("rope_parameters") or {}
     head_size = raw["hidden_size"] // raw["num_attention_heads"]
     wanted = {
         "model_type": (raw.get("model_type"), "llama"),
+        "hidden_size modulo num_attention_heads": (raw["hidden_size"] % raw["num_attention_heads"], 0),
+        "num_attention_heads modulo num_key_value_heads": (
+            raw["num_attention_heads"] % (raw.get("num_key_value_heads") or raw["num_attention_heads"]),
+            0,
+        ),
         "hidden_act": (raw.get("hidden_act", "silu"), "silu"),
         "attention_bias": (raw.get("attention_bias", False), False),
         "mlp_bias": (raw.get("mlp_bias", False), False),

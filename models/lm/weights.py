@@ -40,11 +40,9 @@ def load(directory: Path) -> LanguageModel:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{path} cannot be read as safetensors: {error}") from error
-    with torch.device("meta"):
-        expected = LanguageModel(config).state_dict()
-    found = {ours(name): tensor.to(torch.float32) for name, tensor in tensors.items()}
-    _check(path, {name: tuple(tensor.shape) for name, tensor in expected.items()}, found)
     model = LanguageModel(config)
+    found = {ours(name): tensor.to(torch.float32) for name, tensor in tensors.items()}
+    _check(path, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}, found)
     model.load_state_dict(found)
     return model.eval()
 

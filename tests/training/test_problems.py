@@ -77,8 +77,9 @@ def test_operands_of_levels_have_three_to_six_digits(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_levels_are_trained_sizes_in_their_order(family: str) -> None:
-    places = [FAMILY[family].sizes.index(size) for size in FAMILY[family].level_sizes]
-    assert places == sorted(set(places))
+    count = {"sort": 1, "expr": 1, "sum3": 3}.get(family, 2)
+    places = [FAMILY[family].sizes.index(size[:count]) for size in FAMILY[family].level_sizes]
+    assert places == sorted(places)
 
 
 def test_training_never_draws_a_heldout_prompt() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from training.arith.recipe import Recipe
+from training.arith.recipe import Recipe, Stage
 from training.arith.run import Run, work
 from training.arith.workers import run
 
@@ -13,8 +13,8 @@ from training.arith.workers import run
 def main() -> None:
     """Parse the arguments and train."""
     parser = argparse.ArgumentParser(prog="python -m training.arith", description=__doc__)
-    parser.add_argument("--steps", type=int, default=10_000)
-    parser.add_argument("--decay", type=int, help="steps of falling learning rate at the end (default: 40 %% of all)")
+    parser.add_argument("--steps", type=int, nargs="+", default=[9000, 11_000], help="last step of each stage")
+    parser.add_argument("--decay", type=int, nargs="+", default=[4000, 4000], help="steps in which its rates fall to 0")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each, sharing every batch")
     parser.add_argument("--out", type=Path, default=Path("models/checkpoints/arith"))
@@ -24,11 +24,11 @@ def main() -> None:
     if options.resume and options.state is None:
         parser.error("--resume needs --state")
     torch.set_num_threads(1)
-    decay = options.steps * 2 // 5 if options.decay is None else options.decay
-    recipe = Recipe(steps=options.steps, decay=decay, seed=options.seed)
-    command = f"python -m training.arith --steps {options.steps} --decay {decay} --seed {options.seed}"
-    command += f" --workers {options.workers}"
-    run(work, options.workers, recipe, Run(options.out, options.state, options.resume, command))
+    if len(options.steps) != len(options.decay):
+        parser.error("--steps and --decay need one number for each stage")
+    stages = tuple(Stage(end, decay) for end, decay in zip(options.steps, options.decay, strict=True))
+    recipe = Recipe(stages, seed=options.seed)
+    run(work, options.workers, recipe, Run(options.out, options.state, options.resume))
 
 
 if __name__ == "__main__":

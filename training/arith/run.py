@@ -24,12 +24,11 @@ SHIPPED_PER_CELL = 50  # The first of the measured ones.
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Where a run writes, how often, and how it is called."""
+    """Where a run writes, and how often."""
 
     out: Path
     state: Path | None
     resume: bool
-    command: str
     log_every: int = 100
     watch_every: int = 500
     watched_per_cell: int = 40
@@ -124,7 +123,7 @@ def _finish(trainer: Trainer, run: Run, seconds: float) -> None:
     write_heldout(shipped, run.out / "heldout.jsonl")
     measured, on_shipped = accuracy(trainer.model, cells), accuracy(trainer.model, shipped)
     _log(run, step=trainer.next_step, per_cell=run.measured_per_cell, measured=table(measured))
-    text = card(trainer, run.command, seconds, measured, run.measured_per_cell, on_shipped, SHIPPED_PER_CELL)
+    text = card(trainer, seconds, measured, run.measured_per_cell, on_shipped, SHIPPED_PER_CELL)
     (run.out / "README.md").write_text(text)
 
 
