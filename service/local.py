@@ -10,7 +10,8 @@ from pydantic import BaseModel, ValidationError
 from models.artifact import list_versions, read_manifest
 from models.errors import FathomError, InputError
 from service.api import cola, predict
-from service.api.schemas import PredictRequest, SearchRequest
+from service.api.schemas import PredictRequest
+from service.api.searches import SearchRequest
 from service.backends.open import refuse_both_runtimes
 from service.cli_chains import open_memory
 from service.cola.task import Progress

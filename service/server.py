@@ -1,10 +1,13 @@
 """The process: a socket, uvicorn, and signals that drain it. The app knows nothing of this."""
 
+import asyncio
 import errno
 import logging
+import select
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -21,6 +24,10 @@ from service.settings import Settings
 
 _log = logging.getLogger("fathom.server")
 _BACKLOG = 4096
+# After the signal, how long connections that wait are still taken in, and turns of the loop to read what they sent.
+_LAST_CALL_S = 5.0
+_LAST_TURNS = 10
+_TICK_S = 0.1
 
 
 class AddressError(FathomError):
@@ -28,7 +35,7 @@ class AddressError(FathomError):
 
 
 class Server(uvicorn.Server):
-    """Uvicorn that answers what it accepted and exits with 0 when told to stop; a second signal ends it at once."""
+    """Uvicorn that answers what it accepted and exits with 0 when told to stop; a second signal cuts it short."""
 
     def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle) -> None:
         super().__init__(config)
@@ -48,18 +55,35 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """First signal: drain. Second: leave."""
+        """First signal: drain. Second: cancel what still runs."""
         if self.should_exit:
             self.force_exit = True
         self._lifecycle.is_draining = True
         self.should_exit = True
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take in who came before the signal and hear them out; closing the socket would reset their connections."""
+        ends = time.monotonic() + _LAST_CALL_S
+        while select.select(sockets or [], [], [], 0)[0] and time.monotonic() < ends:
+            await asyncio.sleep(0)
+        for _ in range(_LAST_TURNS):
+            await asyncio.sleep(0)
+        closing = asyncio.ensure_future(super().shutdown(sockets))
+        while not (closing.done() or self.force_exit):
+            await asyncio.wait((closing,), timeout=_TICK_S)
+        if self.force_exit:
+            for task in self.server_state.tasks:
+                task.cancel()
+        await closing
+        if self.force_exit:  # uvicorn leaves it out, and a device thread must not run into the interpreter's end
+            await self.lifespan.shutdown()
+
 
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Raises AddressError or BackendError before anything is loaded."""
     refuse_both_runtimes()
-    configure_logs()
     listener = listen(settings.host, settings.port)
+    configure_logs()
     app = create_app(settings)
     _log.info("listening", extra={"fields": {"address": "{}:{}".format(*listener.getsockname()[:2])}})
     _server(app, settings).run(sockets=[listener])
@@ -70,9 +94,13 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(_BACKLOG)  # bound but not listening, another process could take the address
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(_BACKLOG)  # bound but not listening, another process could take the address
+        except OSError:
+            listener.close()
+            raise
     except OSError as error:
         reason = (
             "is in use" if error.errno == errno.EADDRINUSE else f"cannot be listened on ({error.strerror or error})"

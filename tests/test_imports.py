@@ -29,7 +29,9 @@ PURE = (
     "models.errors",
     "service.engine.plan",
     "service.engine.slots",
+    "service.cola.ledger",
     "service.cola.mcts",
+    "service.cola.node",
     "service.cola.space",
 )
 

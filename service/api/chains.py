@@ -12,7 +12,8 @@ from models.errors import InputError, UnavailableError
 from service.api.body import JsonRoute
 from service.api.constants import echo
 from service.api.paging import After, Limit, next_cursor, read_cursor
-from service.api.schemas import Body, SearchRequest, SearchResult, SearchUsed
+from service.api.schemas import Body
+from service.api.searches import SearchRequest, SearchResult, SearchUsed
 from service.api.state import MemoryState
 from service.cola.memory import Memory, Remembered, hash_json, subjects_of
 from service.cola.reward import WrongTarget

@@ -16,7 +16,7 @@ from service.api import sse
 from service.api.body import JsonRoute
 from service.api.chains import check_remember, remembered
 from service.api.constants import constants_of, echo
-from service.api.schemas import (
+from service.api.searches import (
     ChainOutcome,
     ParetoChain,
     SearchesResponse,
@@ -27,9 +27,10 @@ from service.api.schemas import (
     SearchTreeNode,
 )
 from service.api.state import MemoryState, RegistryState, SettingsState
-from service.cola.evaluate import evaluator_for
+from service.cola.evaluate import AnyEvaluator, evaluator_for
 from service.cola.ledger import Found
 from service.cola.memory import Memory
+from service.cola.reference import reference_evaluator
 from service.cola.reward import Reward, reward_named
 from service.cola.search import OnProgress, find_chain
 from service.cola.task import Outcome, Progress, Result, Spent, Task, derive_seed
@@ -80,11 +81,9 @@ async def run(
     body: SearchRequest, engine: Engine, sample: object, target: object, on_progress: OnProgress | None = None
 ) -> SearchResult:
     """Search one sample and count it."""
-    used, limits = constants_of(body, engine), engine.limits
+    used = constants_of(body, engine)
     reward = _reward(body, engine, sample, target)
-    evaluator = evaluator_for(
-        engine, sample, body.max_new_tokens, limits.search_bytes, body.choices or (), used.mcts.prior > 0
-    )
+    evaluator = _evaluator(body, engine, sample, used.mcts.prior > 0)
     task = Task(
         num_layers=engine.num_layers,
         space=used.space,
@@ -128,11 +127,20 @@ def samples_of(body: SearchRequest, max_inputs: int) -> list[tuple[object, objec
     return list(zip(body.inputs, targets, strict=True))
 
 
+def _evaluator(body: SearchRequest, engine: Engine, sample: object, wants_influence: bool) -> AnyEvaluator:
+    size = engine.limits.search_bytes
+    if body.kv == "reference":
+        return reference_evaluator(engine, sample, body.max_new_tokens, body.choices or (), wants_influence)
+    return evaluator_for(engine, sample, body.max_new_tokens, size, body.choices or (), wants_influence)
+
+
 def _reward(body: SearchRequest, engine: Engine, sample: object, target: object) -> Reward:
     name = body.reward or ("agreement" if target is None else "target")
     if name == "wrong_target" and body.inputs is not None:
         raise InputError("reward 'wrong_target' takes one sample at a time; send 'input', 'target' and 'truth'")
     if name != "verifier":
+        if body.verifier is not None:
+            raise InputError(f"'verifier' goes with reward 'verifier', not with {name!r}; leave it out")
         return reward_named(name)
     limits, text = engine.limits, sample if isinstance(sample, str) else json.dumps(sample)
     if body.verifier is not None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from models.chain import Chain
 from models.errors import InputError
-from service.api.schemas import BudgetBody, MctsBody, SearchRequest, SpaceBody
+from service.api.searches import BudgetBody, MctsBody, SearchRequest, SpaceBody
 from service.cola.mcts import MctsConfig
 from service.cola.presets import Preset, preset_named
 from service.cola.space import Space

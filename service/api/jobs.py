@@ -15,7 +15,7 @@ from service.api.body import JsonRoute
 from service.api.chains import check_remember, remembered
 from service.api.constants import constants_of
 from service.api.paging import After, Limit, next_cursor, read_cursor
-from service.api.schemas import SearchRequest, SearchResult
+from service.api.searches import SearchRequest, SearchResult
 from service.api.state import JobsState, MemoryState, RegistryState, SettingsState
 from service.cola.jobs import Job, Jobs, Report
 from service.cola.memory import Memory
@@ -112,7 +112,7 @@ class _SearchWork:
 
     async def __call__(self, report: Report) -> dict[str, Any]:
         # Looked up only now: the model may have been loaded anew while the job waited.
-        engine = self._registry.get(self._body.model, self._body.version)
+        engine = self._registry.get(self._body.model, self._body.version).patient()
 
         async def one(place: int) -> SearchResult:
             async def listen(progress: Progress) -> None:

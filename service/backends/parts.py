@@ -66,6 +66,19 @@ class LanguageBackend:
             self._cache.write(rows, keys, values)
         return _Pass(hidden, carry.shared)
 
+    def visit(self, index: int, carry: Carry, mask: Array, past: tuple[Any, Any] | None) -> tuple[Carry, Any]:
+        """One visit of one row with a mask and a past of the caller's: the carry, and past and new keys and values."""
+        cos, sin, _ = carry.shared
+        if past is None:
+            past = self._nothing(1)
+        hidden, *new = self._parts.layers[index](carry.hidden, cos, sin, self._arrays.take_in(mask), *past)
+        # Along the columns: arrays are joined along their first axis.
+        joined = [
+            self._arrays.join([old.swapaxes(0, 2), one.swapaxes(0, 2)]).swapaxes(0, 2)
+            for old, one in zip(past, new, strict=True)
+        ]
+        return _Pass(hidden, carry.shared), (joined[0], joined[1])
+
     def head(self, carry: Carry, tokens: Ints | None = None) -> dict[str, Array]:
         assert tokens is not None
         picked = carry.hidden[np.arange(len(tokens))[:, None], tokens]  # [B, T, D]
@@ -99,7 +112,10 @@ class LanguageBackend:
         if rows.slots is not None:
             self._cache.clear(rows.slots[rows.starts == 0])
             return self._cache.read(rows.slots, mask.shape[3] - mask.shape[2])
-        nothing = self._arrays.zeros((len(rows.starts), self._language.num_kv_heads, 0, self._language.head_size))
+        return self._nothing(len(rows.starts))
+
+    def _nothing(self, num_rows: int) -> tuple[Any, Any]:
+        nothing = self._arrays.zeros((num_rows, self._language.num_kv_heads, 0, self._language.head_size))
         return nothing, nothing
 
 

@@ -12,9 +12,9 @@ from service.backends.protocol import Array
 from service.cola.classify import ChoiceEvaluator, ClassEvaluator, booked
 from service.cola.evaluator import Answer, Evaluation
 from service.engine.engine import Engine
-from service.engine.language import Completion, LanguageEngine
+from service.engine.language import LanguageEngine
 from service.engine.prefix import PrefixCache
-from service.engine.sampling import Sampling, log_softmax
+from service.engine.sampling import Choice, Sampling, log_softmax
 from service.engine.shared import SharedSample, text_sample
 from service.engine.tensor import TensorEngine
 
@@ -54,7 +54,7 @@ class LanguageEvaluator:
     async def answer(self, chain: Chain) -> Answer:
         sampling = Sampling(max_new_tokens=self._max_new_tokens, logprobs=2)
         (done,) = await self._engine.generate([self._prompt], chain.layers, sampling)
-        return _answer(done)
+        return answer_of(done.text, done.choices, done.layer_evaluations)
 
     async def answers(self, chains: Sequence[Chain]) -> Sequence[Answer]:
         return await asyncio.gather(*(self._answer_if_finite(chain) for chain in chains))
@@ -83,11 +83,13 @@ class LanguageEvaluator:
             return Answer("", (), len(chain) * len(self._prompt))
 
 
-def _answer(done: Completion) -> Answer:
-    # The two likeliest of each token; a vocabulary of one has no second.
-    leads = [np.exp(choice.top[0][1]) - sum(np.exp(other) for _, other in choice.top[1:]) for choice in done.choices]
-    confidence = float(np.exp(done.logprob / len(done.choices)))
-    return Answer(done.text, done.token_ids, done.layer_evaluations, confidence, float(np.mean(leads)))
+def answer_of(text: str, choices: Sequence[Choice], layer_evaluations: int) -> Answer:
+    """A generated answer, from tokens that were chosen with their two likeliest alternatives."""
+    # A vocabulary of one token has no second.
+    leads = [np.exp(choice.top[0][1]) - sum(np.exp(other) for _, other in choice.top[1:]) for choice in choices]
+    confidence = float(np.exp(np.mean([choice.logprob for choice in choices])))
+    token_ids = tuple(choice.token_id for choice in choices)
+    return Answer(text, token_ids, layer_evaluations, confidence, float(np.mean(leads)))
 
 
 def _evaluation(logits: Array, target: tuple[int, ...], cost: int, naive: int) -> Evaluation:

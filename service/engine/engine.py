@@ -1,13 +1,14 @@
 """One loaded model as routes see it: chains in, answers out. No HTTP, no runtime names."""
 
 import asyncio
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 from models.artifact import Manifest
 from models.chain import Chain
-from models.errors import ChainError
+from models.errors import ChainError, OverloadError
 from service.backends.protocol import Backend
 from service.engine.batcher import Batcher
 from service.engine.queue import Limits, QueueLimits
@@ -44,6 +45,7 @@ class Engine:
         self.manifest, self.limits, self.metrics = manifest, limits, metrics
         self.num_layers = manifest.num_layers
         self._batcher = Batcher(backend, metrics, limits.batch, limits.queue)
+        self._is_patient = False
         metrics.watch(self._batcher, backend.num_slots)
 
     def chains(self, value: ChainValue, count: int) -> tuple[Chain, ...]:
@@ -72,12 +74,28 @@ class Engine:
 
     async def run(self, works: Sequence[Work]) -> list[Any]:
         """Queue the samples of one request and wait for all. If the caller is cancelled, they leave the batch."""
-        self._batcher.submit(works)
+        await self._submit(works)
         try:
             return await asyncio.gather(*(work.future for work in works))
         finally:
             for work in works:
                 work.future.cancel()
+
+    def patient(self) -> Self:
+        """The same model for work nobody waits for at a socket: it waits for room in the queue instead of failing."""
+        twin = copy.copy(self)
+        twin._is_patient = True
+        return twin
+
+    async def _submit(self, works: Sequence[Work]) -> None:
+        while True:
+            was_empty = not self._batcher.num_waiting
+            try:
+                return self._batcher.submit(works)
+            except OverloadError as error:
+                if not self._is_patient or was_empty:  # what an empty queue refuses never fits
+                    raise
+                await asyncio.sleep(error.retry_after_s)
 
     def _chain(self, value: str | Sequence[int]) -> Chain:
         if value == FULL:

@@ -1,6 +1,6 @@
 """Many chains of few samples in one batch, every shared prefix run once. For search; nothing is cached per token."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -65,10 +65,11 @@ class SharedAnswer:
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class SharedWork(Work):
-    """Chains of one sample to run."""
+    """Chains of one sample to run. alone: answers instead of the shared way, on the device thread."""
 
     sample: SharedSample
     chains: tuple[Chain, ...]
+    alone: Callable[[Backend, LayerCounter], object] | None = None
 
     @property
     def num_rows(self) -> int:
@@ -85,12 +86,16 @@ class SharedRunner:
     def __init__(self, backend: Backend, counter: LayerCounter) -> None:
         self._backend, self._counter = backend, counter
 
-    def run(self, works: Sequence[SharedWork]) -> list[SharedAnswer]:
+    def run(self, works: Sequence[SharedWork]) -> list[object]:
         """Answer all works; those of one shape share their layer calls."""
-        shapes = dict.fromkeys(work.sample.shape for work in works)
-        answers: dict[int, SharedAnswer] = {}
-        for shape in shapes:
-            same = [place for place, work in enumerate(works) if work.sample.shape == shape]
+        answers: dict[int, object] = {
+            place: work.alone(self._backend, self._counter)
+            for place, work in enumerate(works)
+            if work.alone is not None
+        }
+        sharing = [(place, work.sample.shape) for place, work in enumerate(works) if work.alone is None]
+        for shape in dict.fromkeys(shape for _, shape in sharing):
+            same = [place for place, one in sharing if one == shape]
             answers.update(zip(same, self._run_shape([works[place] for place in same]), strict=True))
         return [answers[place] for place in range(len(works))]
 

@@ -24,7 +24,7 @@ def study_on_ray(job: Job, rows: Sequence[Row], num_workers: int, address: str) 
     try:
         ray.init(address=address, logging_level="error", log_to_driver=False, include_dashboard=None, **here)
         actor = ray.remote(num_cpus=1)(Worker)
-        pool = ActorPool([actor.remote(job) for _ in range(num_workers)])
+        pool: Any = ActorPool([actor.remote(job) for _ in range(num_workers)])
         yield from pool.map_unordered(lambda worker, row: worker.study.remote(row), rows)
     except (ConnectionError, ray.exceptions.RayError) as error:
         raise BackendError(

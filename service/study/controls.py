@@ -44,7 +44,7 @@ async def log_probability(
     logits = next(iter(outputs.values()))  # [T, V] for T answer tokens, or [C] for classes
     each = logits.reshape(len(answer.token_ids), -1)
     places = np.arange(len(each)), np.asarray(answer.token_ids)
-    return [float(log_softmax(each / np.float32(one))[places].sum()) for one in temperatures]
+    return [float(log_softmax((each / one).astype(np.float32))[places].sum()) for one in temperatures]
 
 
 def sampling_cost(engine: Engine, sample: object, answer: Answer) -> tuple[int, int]:

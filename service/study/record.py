@@ -28,7 +28,7 @@ class Searched(_Record):
     layer_evaluations_naive: int
     spent: dict[int, int]
 
-    def length_within(self, simulations: int) -> int | None:
+    def length_within(self, simulations: float) -> int | None:
         """Visits of the shortest chain found with this many simulations; None if there is none."""
         lengths = [length for simulation, length in self.shortest if simulation <= simulations]
         return lengths[-1] if lengths else None

@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 from models.errors import InputError
-from service.cola.evaluate import evaluator_for
+from service.cola.evaluate import AnyEvaluator, evaluator_for
 from service.cola.evaluator import Answer, Evaluator
 from service.cola.presets import preset_named
 from service.cola.reward import Reward, reward_named
@@ -136,7 +136,7 @@ class SampleStudy:
         wrong = decoy_of(self._row, self._num_classes(), answer.text, Random(self._seed("decoy")))
         return self._evaluator().target(wrong)
 
-    def _evaluator(self) -> Evaluator:
+    def _evaluator(self) -> AnyEvaluator:
         """A new one for every expected answer: searches for the same answer share what they run."""
         limits = self._engine.limits
         return evaluator_for(self._engine, self._row.sample, self._config.max_new_tokens, limits.search_bytes)

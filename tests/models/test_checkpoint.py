@@ -33,7 +33,7 @@ def test_mlp_round_trips_and_scales_its_inputs(tiny_mlp_checkpoint: Path, tmp_pa
     inputs = torch.rand(4, 6, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert torch.equal(residual_mlp.load(tmp_path)(inputs), model(inputs))
-        hidden = model.embed.linear((inputs - 0.5) * 2.0)
+        hidden = model.embed.get_submodule("linear")((inputs - 0.5) * 2.0)
         for layer in (2, 0, 2):
             hidden = model.layers[layer](hidden)
         assert torch.equal(model.along({"features": inputs}, Chain((2, 0, 2))), model.head(hidden))

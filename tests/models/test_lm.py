@@ -161,13 +161,18 @@ def test_unreadable_weights_are_refused(damage: str, tiny_lm_checkpoint: Path, t
         ("tie_word_embeddings", True),
         ("rope_scaling", {"rope_type": "linear", "factor": 2.0}),
         ("head_dim", 16),
+        ("num_attention_heads", 3),
+        ("num_key_value_heads", 3),
+        ("max_position_embeddings", 0),
+        ("vocab_size", "18"),
+        ("num_hidden_layers", None),
     ],
 )
 def test_config_that_is_not_computed_exactly_is_refused_by_name(
     field: str, value: object, tiny_lm_checkpoint: Path, tmp_path: Path
 ) -> None:
     rewrite(tiny_lm_checkpoint, tmp_path, {field: value})
-    with pytest.raises(ArtifactError, match=f"config.json says {field} = "):
+    with pytest.raises(ArtifactError, match=f"config.json says .*{field} = "):
         LMConfig.read(tmp_path)
 
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def greedy(model: LayeredModel, prompt: list[int], max_new_tokens: int, eos: int
 
 
 def test_transformers_computes_the_same(checkpoint: Path) -> None:
-    theirs = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager")
+    theirs: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager")
     ours, tokenizer = load_checkpoint(checkpoint), Tokenizer(checkpoint / "tokenizer.json")
     reader = AutoTokenizer.from_pretrained(checkpoint)
     prompts = heldout_prompts(checkpoint)

@@ -20,7 +20,11 @@ def test_sent_request_id_is_taken_over(server: Any) -> None:
     assert response.json()["instance"] == "urn:request:my-request.2"
 
 
-@pytest.mark.parametrize("sent", [None, "", "two words", "x" * 129, "a\tb", "<script>"])
+@pytest.mark.parametrize(
+    "sent",
+    [None, "", "two words", "x" * 129, "a\tb", "<script>"],
+    ids=["none", "empty", "words", "too long", "tab", "markup"],
+)
 def test_missing_or_unusable_request_id_is_replaced(server: Any, sent: str | None) -> None:
     headers = {} if sent is None else {"x-request-id": sent}
     first, second = (server.client.get("/health/live", headers=headers).headers["x-request-id"] for _ in range(2))

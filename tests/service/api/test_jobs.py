@@ -96,6 +96,19 @@ def test_a_job_of_several_samples_answers_all(working: Any) -> None:
     assert job["progress"]["simulations"] == 20 * 40
 
 
+def test_a_job_waits_for_room_in_the_queue_where_a_request_would_be_refused(serve: Any, place: str) -> None:
+    inputs = [f"{number}+1=" for number in range(4)]
+    with serve(memory=place, max_queue_requests=1) as served:
+        refused = served.post("/cola/search", model="tinylm", inputs=inputs, **SHORT)
+        assert refused.status_code == 429
+        until(served, submit(served, input=None, inputs=inputs, **SHORT), "done")
+
+
+def test_a_job_larger_than_the_queue_fails_instead_of_waiting_forever(serve: Any, place: str) -> None:
+    with serve(memory=place, max_queue_rows=1) as served:
+        assert "limit of 1" in until(served, submit(served, **SHORT), "failed")["reason"]
+
+
 def test_a_job_remembers_when_asked(working: Any) -> None:
     job = until(working, submit(working, remember=True, **SHORT), "done")
     (kept,) = working.client.get("/cola/chains").json()["chains"]

@@ -175,7 +175,7 @@ DAMAGES: list[tuple[Callable[[Path], object], int, tuple[str, ...]]] = [
 ]
 
 
-@pytest.mark.parametrize(("damage", "status", "words"), DAMAGES)
+@pytest.mark.parametrize(("damage", "status", "words"), DAMAGES, ids=[words[0] for *_, words in DAMAGES])
 def test_damaged_artifact_is_refused_and_the_others_serve(
     repository: Path, serve: Any, problem: Any, damage: Any, status: int, words: tuple[str, ...]
 ) -> None:

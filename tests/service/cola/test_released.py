@@ -1,6 +1,7 @@
 """The descent of the released code, by hand on small cases. Facts: docstring of `service.cola.released`."""
 
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -42,7 +43,7 @@ def test_the_greedy_walk_passes_only_visited_children() -> None:
     proposed = play(one, 6)
     # No child but the one that was tried is ever visited, so every simulation goes one deeper.
     assert one.statistics().max_depth == 5
-    for before, after in zip(proposed[1:], proposed[2:], strict=False):
+    for before, after in pairwise(proposed[1:]):
         assert abs(len(before) - len(after)) == 1
 
 

@@ -315,7 +315,7 @@ def test_a_wrong_target_must_differ_from_the_truth() -> None:
 
 def test_the_best_chains_and_the_tree_are_told_when_asked_for() -> None:
     result = search(task(top_k=3, tree_nodes=10), FakeEvaluator(keeps_0_and_5))
-    assert [one.chain for one in result.top][0] == result.best.chain
+    assert result.top[0].chain == result.best.chain
     ranks = [(-one.reward, one.length) for one in result.top]
     assert (len(ranks), ranks) == (3, sorted(ranks))
     assert (len(result.tree), result.tree[0].chain) == (10, FULL)

@@ -76,7 +76,7 @@ def test_an_answer_is_asked_about_once_and_silence_never() -> None:
 def test_a_callable_that_hangs_is_named_in_time() -> None:
     hanging = threading.Event()
     started = time.monotonic()
-    with pytest.raises(VerifierError, match="'mine' gave no answer within 0.05 s"):
+    with pytest.raises(VerifierError, match=r"'mine' gave no answer within 0\.05 s"):
         rewards(calling(lambda *_: float(hanging.wait(30)), timeout_s=0.05), 1)
     assert time.monotonic() - started < 10
     hanging.set()
@@ -162,5 +162,5 @@ def test_an_endpoint_that_hangs_is_named_in_time() -> None:
         await asyncio.sleep(30)
         raise AssertionError
 
-    with pytest.raises(VerifierError, match="the verifier endpoint gave no answer within 0.05 s"):
+    with pytest.raises(VerifierError, match=r"the verifier endpoint gave no answer within 0\.05 s"):
         rewards(posting(handler, timeout_s=0.05), 1)  # type: ignore[arg-type]

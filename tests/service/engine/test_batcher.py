@@ -220,17 +220,24 @@ def test_tensor_row_that_fails_fails_alone(tensor_manifest: Manifest) -> None:
 
 def test_client_that_leaves_frees_its_slots_and_hurts_nobody(language_manifest: Manifest) -> None:
     async def test(bench: Bench) -> None:
-        loop = asyncio.get_running_loop()
+        loop, gone = asyncio.get_running_loop(), threading.Event()
         leaver = prompt(1, 2, max_new_tokens=40)
-        leaver.on_choice = lambda _: loop.call_soon_threadsafe(leave) if len(leaver.choices) == 3 else None
         stayer, waiter = prompt(3, 4, max_new_tokens=20), prompt(5, max_new_tokens=20, chain=Chain((2, 2)))
 
-        def leave() -> None:
+        def cancel() -> None:
             leaver.future.cancel()
+            gone.set()
 
+        def leave(_: object) -> None:
+            if len(leaver.choices) == 3:
+                loop.call_soon_threadsafe(cancel)
+                assert gone.wait(WAIT_S)
+
+        leaver.on_choice = leave
         answers = await bench.ask(leaver, stayer, waiter)
         assert isinstance(answers[0], asyncio.CancelledError)
-        assert 3 <= len(leaver.choices) < 40
+        await bench.settle()
+        assert len(leaver.choices) == 3
         for answer, again in zip(answers[1:], (prompt(3, 4, max_new_tokens=20), waiter_again()), strict=True):
             (alone,) = await bench.ask(again)
             assert told(answer) == told(alone)

@@ -126,7 +126,7 @@ def test_tokens_are_those_of_recomputing_everything(
 ) -> None:
     for chain in CHAINS:
         sequence: tuple[int, ...] = (3, 1, 4)
-        wanted = []
+        wanted: list[int] = []
         for _ in range(12):
             wanted += alone(language_manifest, work(loop, sequence, chain, max_new_tokens=1)).token_ids
             sequence = (3, 1, 4, *wanted)

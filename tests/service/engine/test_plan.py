@@ -17,14 +17,14 @@ batches = st.lists(chains, max_size=8).map(tuple)
 
 # Which of the waiting layers a simple rule calls next, from (layer, rows that wait, visits they have left).
 Waiting = tuple[int, int, int]
-RULES: dict[str, Callable[[Waiting], object]] = {
-    "lowest-layer": lambda waiting: waiting[0],
+RULES: dict[str, Callable[[Waiting], tuple[int, ...]]] = {
+    "lowest-layer": lambda waiting: waiting[:1],
     "most-rows": lambda waiting: (-waiting[1], waiting[0]),
     "most-left": lambda waiting: (-waiting[2], waiting[0]),
 }
 
 
-def num_calls(rule: Callable[[Waiting], object], batch: Sequence[Chain]) -> int:
+def num_calls(rule: Callable[[Waiting], tuple[int, ...]], batch: Sequence[Chain]) -> int:
     """Layer calls of one rule alone, written as plainly as possible."""
     left = [list(chain.layers) for chain in batch]
     count = 0

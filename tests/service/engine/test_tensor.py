@@ -1,7 +1,7 @@
 """Tensor inputs as they come from outside, and rows along their chains."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 
 import numpy as np
@@ -140,7 +140,7 @@ def test_several_inputs_are_named_and_have_equally_many_rows() -> None:
 
 def test_rows_follow_their_own_chains(open_tensor: OpenTensor) -> None:
     inputs = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
-    chains = ["full", [0, 0, 3], "2,1"]
+    chains: list[str | Sequence[int]] = ["full", [0, 0, 3], "2,1"]
 
     async def run() -> None:
         async with open_tensor() as engine:
