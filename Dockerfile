@@ -41,7 +41,9 @@ RUN --mount=type=secret,id=ca,target=/etc/ssl/certs/ca-certificates.crt \
     uv pip install '.[onnx]'
 
 FROM ${BASE} AS runtime
-RUN useradd --uid 10001 --no-log-init fathom
+# A volume mounted there takes over the folder's owner.
+RUN useradd --uid 10001 --no-log-init fathom && \
+    install --directory --owner=fathom --group=fathom /var/lib/fathom
 ENV PATH=/opt/fathom/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \

@@ -39,7 +39,7 @@ def run_scores(executor: Executor, works: Sequence[ScoreWork]) -> list[Score | C
 
 def overflow(chain: object) -> ChainError:
     """The error of a chain along which the numbers left float32."""
-    return ChainError(f"along chain {chain} the logits are not finite; repeat fewer layers")
+    return ChainError(f"along chain {chain} the outputs are not finite; repeat fewer layers")
 
 
 def _score(work: ScoreWork, logits: Array) -> Score | ChainError:

@@ -10,6 +10,7 @@ from models.chain import Chain
 from models.errors import InputError
 from service.backends.protocol import Array
 from service.engine.engine import ChainValue, Engine, new_future
+from service.engine.forward import overflow
 from service.engine.work import Tensors, TensorWork, Timing
 
 _DTYPES: dict[Datatype, np.dtype] = {
@@ -38,7 +39,7 @@ class TensorEngine(Engine):
     """Runs rows of numbers."""
 
     async def infer(self, inputs: object, chain: ChainValue) -> tuple[list[Row], Timing]:
-        """Outputs of every row. Raises InputError or ChainError before anything is queued."""
+        """Outputs of every row. Raises InputError or ChainError, also if a chain's numbers overflow."""
         arrays = read_inputs(inputs, self.manifest.inputs)
         count = len(next(iter(arrays.values())))
         chains = self.chains(chain, count)
@@ -61,6 +62,9 @@ class TensorEngine(Engine):
         ]
 
     def _rows(self, work: TensorWork, answer: Tensors) -> list[Row]:
+        for place, chain in enumerate(work.chains if self.num_layers else ()):
+            if not all(np.isfinite(array[place]).all() for array in answer.outputs.values()):
+                raise overflow(chain)
         lists = {name: array.tolist() for name, array in answer.outputs.items()}
         return [
             Row({name: values[i] for name, values in lists.items()}, chain, len(chain), self.num_layers)

@@ -99,13 +99,17 @@ def samples_hit(temperature: str, within: float = inf) -> Hit:
     def hit(result: SampleResult, aim: str) -> float:
         if aim == "target" and result.is_right:
             return 1.0
-        spent = result.found["target"]["both"].spent
-        paid = spent[max((n for n in spent if n <= within), default=min(spent))]
-        draws = max(0, paid - result.sample_once) // result.sample_each
         chance = min(exp(getattr(result.samples[temperature], aim)), 1 - 1e-15)
-        return -expm1(draws * log1p(-chance))
+        return -expm1(_draws(result, within) * log1p(-chance))
 
     return hit
+
+
+def _draws(result: SampleResult, within: float = inf) -> int:
+    """How many answers can be drawn from the full chain for the layer evaluations of so many simulations."""
+    spent = result.found["target"]["both"].spent
+    paid = spent[max((n for n in spent if n <= within), default=min(spent))]
+    return max(0, paid - result.sample_once) // result.sample_each
 
 
 def _ways(results: Sequence[SampleResult]) -> dict[str, Hit]:
@@ -177,6 +181,7 @@ def _cost(results: Sequence[SampleResult]) -> Numbers:
     return {
         "layer_evaluations": _mean([one.layer_evaluations for one in searches]),
         "layer_evaluations_naive": _mean([one.layer_evaluations_naive for one in searches]),
+        "draws": _mean([_draws(one) for one in results]),
         "seconds": _mean([one.seconds for one in results]),
     }
 

@@ -123,7 +123,8 @@ def _setup(numbers: Numbers, pinned: dict[str, Any]) -> str:
     cost, certified = numbers["cost"], numbers["certified"]
     lines = [
         f"A search made {_number(cost['layer_evaluations'], 0)} layer evaluations (one layer, one token) on average, "
-        f"{_number(cost['layer_evaluations_naive'], 0)} without shared prefixes. {certified['certified']} of "
+        f"{_number(cost['layer_evaluations_naive'], 0)} without shared prefixes; the same pays "
+        f"{_number(cost['draws'], 0)} samples. {certified['certified']} of "
         f"{certified['found']} winners gave their answer again when run alone. A sample with all its searches and "
         f"controls took {_number(cost['seconds'])} s.",
         *(f"- {name}: `{value}`" for name, value in pinned.items()),

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from service.settings import read_settings
+
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
 PROMETHEUS = ROOT / "deploy/prometheus.yml"
@@ -52,6 +54,14 @@ def test_health_check_asks_for_readiness(services: Any) -> None:
     compile(code, "healthcheck", "exec")
     assert '"/health/ready"' in code
     assert re.findall(r"127.0.0.1., (\d+)", code) == re.findall(r"^EXPOSE (\d+)", DOCKERFILE, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["fathom", "fathom-gpu"])
+def test_remembered_chains_lie_on_a_volume_the_server_owns(services: Any, name: str) -> None:
+    memory = Path(read_settings(services[name]["environment"]).memory)
+    volumes = dict(volume.split(":")[:2] for volume in services[name]["volumes"])
+    assert str(memory.parent) in volumes.values()
+    assert re.search(rf"--owner=fathom .*{memory.parent}$", DOCKERFILE, re.MULTILINE)
 
 
 def test_prometheus_waits_for_the_server(services: Any) -> None:

@@ -57,10 +57,13 @@ def shipped_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     repository = shared / "shipped"
     with (shared / "shipped.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # of several workers the first exports, the others wait
-        for name in SHIPPED:
-            if not (repository / name).exists():
-                command = (FATHOM, "export", name, "--formats", "onnx,torchscript,safetensors")
-                subprocess.run((*command, "--repository", repository), check=True, capture_output=True)
+        missing = [name for name in SHIPPED if not (repository / name).exists()]
+        options = ("--formats", "onnx,torchscript,safetensors", "--repository", repository)
+        exports = [
+            subprocess.Popen((FATHOM, "export", name, *options), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            for name in missing
+        ]
+        assert [export.wait() for export in exports] == [0] * len(missing)
     return repository
 
 

@@ -14,9 +14,9 @@ PINNED = {"model": "tiny", "simulations": 4}
 
 def test_controls_stand_beside_every_oracle_number(tmp_path: Path, results: list[SampleResult]) -> None:
     page = write_report(tmp_path, results, PINNED).read_text()
-    assert "| all | 4 | 25 | 75 / 50 | 50 / 0 | 50 / 25 | 75 / 0 | 63 / 35 | 1e5.0 |" in page
+    assert "| all | 4 | 25 | 75 / 50 | 50 / 0 | 50 / 25 | 75 / 0 | 67 / 42 | 1e5.0 |" in page
     assert "| all | 3 | 67 / 67 | 33 / 0 | 33 / 0 | 67 / 0 | 55 / 24 | 33 / 33 | +0 ± 0 | +67 ± 33 |" in page
-    assert "| add | 1 | 100 / 0 | 100 / 0 | 0 / 0 | 0 / 0 | +100 | 2.0 | 5.0 | 4.0 | 2 | 50 | 3.0 |" in page
+    assert "| add | 1 | 100 / 0 | 100 / 0 | 0 / 0 | 0 / 0 | +100 | 2.0 | 5.0 | 3.0 | 2 | 50 | 3.0 |" in page
     assert "| one chain, one sample | 25.00 / 16.67 |" in page
     assert "14 of 14 winners gave their answer again" in page
 
