@@ -11,8 +11,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from exporters.export import export_checkpoint, find_checkpoint
 from report import report
+
+from exporters.export import export_checkpoint, find_checkpoint
 from service.engine.language import LanguageEngine
 from service.engine.sampling import Sampling
 from service.metrics import Metrics

@@ -90,9 +90,10 @@ def search(
     if dataset is not None and out is not None:
         if any(one is not None for one in (sample, target, seconds, explain)):
             raise typer.BadParameter("a study takes no sample, target, seconds or explain")
-        print(_study(repository, model, dataset, out, limit, processes, ray, simulations, seed))
+        page = _study(repository, model, dataset, out, limit, processes, ray, simulations, seed)
+        print(page.with_suffix(".json").read_text() if as_json else page)
         return
-    if sample is None or dataset is not None or out is not None:
+    if sample is None or any(one is not None for one in (dataset, out, limit, ray)):
         raise typer.BadParameter("name a sample; or --dataset and --out for a study")
     body = {
         "model": model,

@@ -32,7 +32,10 @@ PURE = (
     "service.cola.ledger",
     "service.cola.mcts",
     "service.cola.node",
+    "service.cola.ordered",
+    "service.cola.released",
     "service.cola.space",
+    "service.cola.spaces",
 )
 
 

@@ -103,6 +103,8 @@ async def check_remember(body: SearchRequest, memory: Memory) -> None:
     """Refuse, before a search begins, to remember what cannot or must not be remembered."""
     if body.remember and body.reward == WrongTarget.name:
         raise InputError(f"reward {body.reward!r} is a control and its chains answer wrongly; leave 'remember' out")
+    if body.remember and body.choices:
+        raise InputError("with 'choices' a chain is certified among these only; leave 'remember' or 'choices' out")
     if body.remember:
         await memory.check()
 

@@ -51,7 +51,8 @@ def _up_to_twice(num_layers: int) -> tuple[int, int]:
 
 
 PRESETS: Mapping[str, Preset] = {
-    # Ours.
+    # Ours. The prior is off: at weight 0.25 and 100 simulations the shortest agreeing chain lost 0.3 of 12 layers on 60
+    # samples of digits (standard error 0.14) and none on 16 of arith, where the search cost 7% more.
     "default": Preset(),
     # arXiv 2507.07996, section 3 and algorithm 1: 200 simulations, lambda 5, a random child with probability 0.1, every
     # edit a child at once, one chain after the other. Silent on c and on the lengths: sqrt(2) and 1 to 2 D are ours.

@@ -126,7 +126,8 @@ class LanguageEngine(Engine):
     def target(self, text: str | Sequence[int]) -> tuple[int, ...]:
         """Token ids of a whole answer, end token included. Raises InputError if that leaves nothing to judge."""
         token_ids = self.tokenizer.encode(text) if isinstance(text, str) else self._checked(text)
-        token_ids += self.language.eos_token_ids[:1]
+        if token_ids[-1:] not in [(end,) for end in self.language.eos_token_ids]:
+            token_ids += self.language.eos_token_ids[:1]
         if not token_ids:
             raise InputError("the target is empty; send at least one token")
         return token_ids

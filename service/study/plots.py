@@ -3,33 +3,36 @@
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
 from service.study.numbers import Numbers
 
-# The file backend needs no display. Text stays text and ids are fixed: small files, the same bytes every time.
-matplotlib.use("svg")
-matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "fathom", "font.size": 9, "axes.spines.top": False})
-
-from matplotlib import pyplot as plt  # noqa: E402
-
+# Text stays text and ids are fixed: small files, the same bytes every time.
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fathom",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
 _BLUE, _ORANGE, _GREEN, _GREY = "#2b6cb0", "#c05621", "#2f855a", "#718096"
 
 
 def draw(numbers: Numbers, folder: Path) -> list[str]:
     """Write the figures into `folder` and return their names."""
     figures = {"accuracy": _accuracy, "corrected": _corrected, "layers": _layers}
-    for name, make in figures.items():
-        figure = make(numbers)
-        figure.savefig(folder / f"{name}.svg", metadata={"Date": None}, bbox_inches="tight")
-        plt.close(figure)
+    with rc_context(_STYLE):
+        for name, make in figures.items():
+            make(numbers).savefig(folder / f"{name}.svg", metadata={"Date": None}, bbox_inches="tight")
     return [f"{name}.svg" for name in figures]
 
 
-def _accuracy(numbers: Numbers) -> Any:
+def _accuracy(numbers: Numbers) -> Figure:
     """Bars by family: full chain, search and random chains for the right answer, the same for the decoy."""
     groups = {name: one for name, one in numbers["groups"].items() if " " not in name}
-    figure, axes = plt.subplots(figsize=(1.6 + 1.1 * len(groups), 3))
+    figure = Figure(figsize=(1.6 + 1.1 * len(groups), 3))
+    axes = figure.subplots()
     bars = {
         "full chain": ([one["right"] / one["n"] for one in groups.values()], _GREY, ""),
         "search, right answer": (_shares(groups, "both", "target"), _BLUE, ""),
@@ -47,9 +50,10 @@ def _accuracy(numbers: Numbers) -> Any:
     return figure
 
 
-def _corrected(numbers: Numbers) -> Any:
+def _corrected(numbers: Numbers) -> Figure:
     """Wrong samples corrected over the budget; dashed lines are the decoy."""
-    figure, axes = plt.subplots(figsize=(4.6, 3))
+    figure = Figure(figsize=(4.6, 3))
+    axes = figure.subplots()
     curve = numbers["curve"]
     for way, colour in zip(("both", "random", *_sampled(numbers)), (_BLUE, _GREEN, _ORANGE, _GREY), strict=False):
         label = {"both": "search", "random": "random chains"}.get(way, way.replace("samples ", "samples, T="))
@@ -64,9 +68,10 @@ def _corrected(numbers: Numbers) -> Any:
     return figure
 
 
-def _layers(numbers: Numbers) -> Any:
+def _layers(numbers: Numbers) -> Figure:
     """Skip and repeat rate of each layer in the winners, the decoy's winners beside them."""
-    figure, both = plt.subplots(1, 2, figsize=(8, 2.8), sharey=True)
+    figure = Figure(figsize=(8, 2.8))
+    both = figure.subplots(1, 2, sharey=True)
     for axes, rate in zip(both, ("skip", "repeat"), strict=True):
         for (name, rates), colour in zip(numbers["layers"].items(), (_BLUE, _GREEN, _GREY), strict=True):
             shares = [100 * share for share in rates[rate]]
