@@ -44,7 +44,9 @@ FROM ${BASE} AS runtime
 # A volume mounted there takes over the folder's owner.
 RUN useradd --uid 10001 --no-log-init fathom && \
     install --directory --owner=fathom --group=fathom /var/lib/fathom
+# ONNX Runtime reports to its vendor unless told not to.
 ENV PATH=/opt/fathom/bin:$PATH \
+    ORT_DISABLE_TELEMETRY=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     FATHOM_REPOSITORY=/repository \

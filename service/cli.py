@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Callable, Coroutine
 from importlib import metadata
@@ -130,6 +131,8 @@ def models(repository: Repository = None, as_json: AsJson = False) -> None:
 
 def main() -> None:
     """Entry point: our errors are one line on standard error and exit code 1."""
+    # ONNX Runtime reads this when it is imported, and would otherwise report its use to its maker.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     for entry in metadata.entry_points(group=_COMMANDS):
         app.command(entry.name)(_loaded(entry))
     try:

@@ -53,6 +53,10 @@ def test_secrets_are_mounted_and_never_stored() -> None:
         assert "required" not in mount
 
 
+def test_runtime_reports_to_nobody() -> None:
+    assert "ORT_DISABLE_TELEMETRY=1" in stage("runtime")
+
+
 def test_build_context_names_what_it_takes() -> None:
     lines = (ROOT / ".dockerignore").read_text().split()
     assert lines[0] == "*"

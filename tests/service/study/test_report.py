@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from xml.etree import ElementTree
 
-import pytest
-
 from service.study.record import SampleResult
 from service.study.write import write_report
 
@@ -35,7 +33,6 @@ def test_what_a_person_wrote_heads_the_page(tmp_path: Path, results: list[Sample
 
 
 def test_figures_are_small_svg_and_come_out_the_same_again(tmp_path: Path, results: list[SampleResult]) -> None:
-    pytest.importorskip("matplotlib")
     first = write_report(tmp_path, results, PINNED)
     pictures = {file.name: file.read_bytes() for file in tmp_path.glob("*.svg")}
     assert pictures.keys() == {"accuracy.svg", "corrected.svg", "layers.svg"}

@@ -113,7 +113,6 @@ def test_options_that_do_not_go_together_are_refused(options: tuple[str, ...]) -
 
 
 def test_study_on_a_local_ray_of_two_workers(tiny_repository, tmp_path, write_rows) -> None:
-    pytest.importorskip("ray")
     dataset, out = write_rows(*ROWS[:4]), tmp_path / "out"
     options = ("tinylm", "--dataset", dataset, "--out", out, "--simulations", 30, "--processes", 2, "--ray", "local")
     found = run(*options, "--repository", tiny_repository)
