@@ -1,7 +1,6 @@
 """Chain: the layers one sample visits, in order. Standard library only; knows no model."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -81,11 +80,3 @@ class Chain:
 
     def __str__(self) -> str:
         return self.format()
-
-
-def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many leading visits two chains share."""
-    for visit, (a, b) in enumerate(zip(first, second, strict=False)):
-        if a != b:
-            return visit
-    return min(len(first), len(second))

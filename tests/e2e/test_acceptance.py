@@ -47,12 +47,12 @@ def prompts(problems: list[dict[str, Any]]) -> list[str]:
 
 @pytest.fixture(scope="session")
 def chained(prompts: list[str]) -> list[tuple[str, list[int]]]:
-    """Prompts with chains: two that were named in advance, and 20 random ones."""
+    """Prompts with chains: two named in advance on 200 prompts, and 20 random ones on 10 each."""
     draw = random.Random(1)
     named = [[*range(4), *range(3, 12)], [*range(5), *range(6, 12)]]
     drawn = [[draw.randrange(NUM_LAYERS) for _ in range(draw.randint(1, 2 * NUM_LAYERS))] for _ in range(20)]
-    return [(prompt, chain) for chain in named for prompt in prompts[:15]] + [
-        (prompts[place % 30], chain) for place, chain in enumerate(drawn * 2)
+    return [(prompt, chain) for chain in named for prompt in prompts[:200]] + [
+        (prompts[place % 200], chain) for place, chain in enumerate(drawn * 10)
     ]
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.chain import Chain, common_prefix
+from models.chain import Chain
 from models.errors import ChainError
 
 layers = st.lists(st.integers(0, 30), min_size=1, max_size=24)
@@ -134,12 +134,3 @@ def test_full_chain_visits_every_layer_once() -> None:
     assert Chain.full(4) == Chain((0, 1, 2, 3))
     assert Chain.full(0).layers == ()
     assert len(Chain.full(7)) == 7
-
-
-@given(layers, layers, layers)
-def test_common_prefix_is_as_long_as_it_can_be(shared: list[int], first: list[int], second: list[int]) -> None:
-    a, b = shared + first, shared + second
-    count = common_prefix(a, b)
-    assert count >= len(shared)
-    assert a[:count] == b[:count]
-    assert count == min(len(a), len(b)) or a[count] != b[count]
