@@ -14,11 +14,11 @@ from training.arith import workers
 from training.arith.batches import Batch, Mixture, collate, parts_of_step
 from training.arith.muon import orthogonalize
 from training.arith.problems import Problem
-from training.arith.recipe import CONFIG, Recipe, Stage, Trainer
+from training.arith.recipe import CONFIG, Recipe, Trainer
 from training.arith.run import Run, work
 from training.arith.tokenizer import END_ID, IDS, PAD_ID
 
-RECIPE = Recipe((Stage(end=4, decay=2),), batch_size=8, warmup=2)
+RECIPE = Recipe(steps=4, decay=2, batch_size=8, warmup=2)
 
 
 def tensors(module: nn.Module) -> list[Tensor]:
@@ -48,14 +48,14 @@ def test_other_seed_gives_other_weights() -> None:
 
 
 def test_loss_falls() -> None:
-    _, losses = trained(replace(RECIPE, stages=(Stage(end=12, decay=0),), batch_size=16), 12)
+    _, losses = trained(replace(RECIPE, steps=12, decay=0, batch_size=16), 12)
     assert sum(losses[-4:]) < 0.97 * sum(losses[:4])
 
 
 def test_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     straight = tmp_path / "straight"
     workers.run(work, 1, RECIPE, quick(straight, tmp_path / "a.pt", resume=False))
-    stopped = replace(RECIPE, stages=(Stage(end=2, decay=0),))
+    stopped = replace(RECIPE, steps=2, decay=0)
     workers.run(work, 1, stopped, quick(tmp_path / "resumed", tmp_path / "b.pt", resume=False))
     workers.run(work, 1, RECIPE, quick(tmp_path / "resumed", tmp_path / "b.pt", resume=True))
     assert same(weights.load(straight), weights.load(tmp_path / "resumed"))
@@ -73,7 +73,7 @@ def test_run_writes_the_whole_directory(tmp_path: Path) -> None:
 
 
 def test_rates_stay_then_fall() -> None:
-    recipe = Recipe((Stage(end=100, decay=40),), warmup=10, final_rate=0.02)
+    recipe = Recipe(steps=100, decay=40, warmup=10, final_rate=0.02)
     rates = [recipe.rate(step) for step in range(100)]
     assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert set(rates[10:61]) == {1.0}

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from math import ceil
-from operator import attrgetter
 from random import Random
 
 import torch
@@ -19,41 +18,24 @@ PROMPT_WEIGHT = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Phase:
-    """Shares of FAMILIES from step `start` on, and the families whose sizes grow from then over `growth_steps`.
+class Mixture:
+    """What is trained when: `shares` of FAMILIES throughout, of each family more and more sizes.
 
-    They start with the first `first_sizes` of their sizes, given as a share of all.
+    Training starts with the smallest `first_sizes` of each family, given as a share of all, and has grown to all of
+    them after `growth_steps`. A family's sizes are equally common, but once grown its easy ones by `easy_weight`.
     """
 
-    start: int
-    shares: tuple[float, ...]
-    growing: tuple[str, ...] = ()
-    growth_steps: int = 1
+    shares: tuple[float, ...] = (0.24, 0.26, 0.18, 0.04, 0.28)
+    growth_steps: int = 3000
     first_sizes: float = 0.15
-
-
-PHASES = (
-    Phase(0, (0.26, 0.26, 0.16, 0.06, 0.26), growing=FAMILIES, growth_steps=3000),
-    Phase(3500, (0.12, 0.14, 0.32, 0.06, 0.36)),
-    Phase(4500, (0.10, 0.12, 0.42, 0.04, 0.32), growing=("sum3",), growth_steps=3500),
-    Phase(9000, (0.08, 0.14, 0.58, 0.06, 0.14), growing=("sum3",), growth_steps=2500, first_sizes=0.6),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Mixture:
-    """What is trained when. A family's sizes are equally common, but once grown its easy ones by `easy_weight`."""
-
-    phases: tuple[Phase, ...] = PHASES
     easy_weight: float = 0.25
 
     def draw(self, step: int, rng: Random) -> Problem:
         """One problem of the training side, as common as it shall be at `step`."""
-        phase = max((phase for phase in self.phases if phase.start <= step), key=attrgetter("start"))
-        name = rng.choices(FAMILIES, phase.shares)[0]
+        name = rng.choices(FAMILIES, self.shares)[0]
         family = FAMILY[name]
-        grown = min(1.0, (step - phase.start) / phase.growth_steps) if name in phase.growing else 1.0
-        known = ceil(len(family.sizes) * (phase.first_sizes + (1 - phase.first_sizes) * grown))
+        grown = min(1.0, step / self.growth_steps)
+        known = ceil(len(family.sizes) * (self.first_sizes + (1 - self.first_sizes) * grown))
         easy_weight = 1.0 if grown < 1 else self.easy_weight
         weights = [easy_weight] * len(family.easy_sizes) + [1.0] * len(family.hard_sizes)
         size = rng.choices(family.sizes[:known], weights[:known])[0]

@@ -3,19 +3,19 @@
 from collections.abc import Mapping
 
 from models.layered import num_parameters
-from training.arith.batches import PROMPT_WEIGHT, Mixture
+from training.arith.batches import PROMPT_WEIGHT
 from training.arith.problems import FAMILIES, FAMILY, LEVELS, Size
 from training.arith.recipe import Trainer
 
 Cells = Mapping[tuple[str, int], float]
 
-# What the first numbers of a size count, how many they are, and how the number after them is read.
+# What the first numbers of a size count, how many they are, and how those after them are read.
 WHAT = {
-    "add": ("digits of the operands", 2, "undecided {}"),
-    "sub": ("digits of the operands", 2, "undecided {}"),
-    "sum3": ("digits of the operands", 3, ""),
-    "sort": ("digits", 1, "different {}"),
-    "expr": ("operators", 1, "products {}"),
+    "add": ("digits of the operands", 2, ["undecided {}"]),
+    "sub": ("digits of the operands", 2, ["undecided {}"]),
+    "sum3": ("digits of the operands", 3, ["undecided {}"]),
+    "sort": ("digits", 1, ["{} alike"]),
+    "expr": ("operators", 1, ["products {}", "by {} to 9"]),
 }
 
 
@@ -38,11 +38,9 @@ def card(
         recipe=recipe,
         config=config,
         command=_command(trainer),
-        decays=" and ".join(f"{stage.decay:,}" for stage in recipe.stages),
-        ends=" and ".join(f"{stage.end:,}" for stage in recipe.stages),
         parameters=num_parameters(trainer.model),
         prompt_weight=PROMPT_WEIGHT,
-        phases=_phases(recipe.mixture),
+        shares=", ".join(f"{name} {share:.0%}" for name, share in zip(FAMILIES, recipe.mixture.shares, strict=True)),
         sizes=_trained_sizes(),
         levels=_levels(),
         samples=trainer.next_step * recipe.batch_size,
@@ -59,9 +57,8 @@ def card(
 
 
 def _command(trainer: Trainer) -> str:
-    stages = trainer.recipe.stages
-    ends, decays = " ".join(str(stage.end) for stage in stages), " ".join(str(stage.decay) for stage in stages)
-    return f"python -m training.arith --steps {ends} --decay {decays} --seed {trainer.recipe.seed}"
+    recipe = trainer.recipe
+    return f"python -m training.arith --steps {recipe.steps} --decay {recipe.decay} --seed {recipe.seed}"
 
 
 def _mean(cells: Cells) -> float:
@@ -80,14 +77,6 @@ def _levels() -> str:
     return "\n".join(lines)
 
 
-def _phases(mixture: Mixture) -> str:
-    lines = [f"| from step | {' | '.join(FAMILIES)} | sizes grow |", "|---" * (len(FAMILIES) + 2) + "|"]
-    for phase in mixture.phases:
-        growth = f"{', '.join(phase.growing)}, for {phase.growth_steps:,} steps" if phase.growing else "none"
-        lines.append(f"| {phase.start:,} | {' | '.join(f'{share:.0%}' for share in phase.shares)} | {growth} |")
-    return "\n".join(lines)
-
-
 def _trained_sizes() -> str:
     lines = ["| family | sizes trained |", "|---|---|"]
     for name, family in FAMILY.items():
@@ -97,9 +86,9 @@ def _trained_sizes() -> str:
 
 
 def _size(family: str, size: Size) -> str:
-    _, count, extra = WHAT[family]
-    text = "+".join(map(str, size[:count]))
-    return f"{text}, {extra.format(size[count])}" if size[count:] else text
+    _, count, rarer = WHAT[family]
+    described = (text.format(number) for text, number in zip(rarer, size[count:], strict=False))
+    return ", ".join(["+".join(map(str, size[:count])), *described])
 
 
 CARD = """# arith
@@ -123,7 +112,7 @@ laptop, right most of the time on level 1, wrong often enough on level 5. Licenc
 |---|---|
 | add | `4821+977=5798$` |
 | sub | `4821-977=3844$` |
-| sum3 | `482+977+15=1474$` |
+| sum3 | `977+482+15=1459,1474$`: both running totals |
 | sort | `s83050127=00123578$` |
 | expr | `47+8*16-13=128,175,162$`: every product and every running total, from left to right |
 
@@ -136,7 +125,8 @@ hardly ever luck.
 {levels}
 
 A column is undecided if it leaves the carry or borrow to the columns right of it: 4 + 5 in a sum, 7 - 7 in a
-difference. Such columns, few different digits and many products are rare in training; that makes these levels hard.
+difference; in sum3 those of the first sum. Such columns, many equal digits and large products are rare in training;
+that makes these levels hard.
 
 ## Accuracy of the full chain
 
@@ -163,28 +153,21 @@ processes on two CPU cores shared with other work.
 
 - Loss: next token, weight 1 on the answer and its end, {prompt_weight} on the prompt.
 - Muon {recipe.muon_lr} on the matrices of the layers, AdamW {recipe.adamw_lr} on the rest; {recipe.warmup} steps of
-  warm-up, then constant, then falling linearly, never below {recipe.final_rate:.0%}.
-- Stages: rates fall over {decays} steps so that they would be zero at step {ends};
-  each stage starts at the rate its own line has there.
-- Sizes: grow from the smallest of a family; once grown, those in parentheses are
-  {recipe.mixture.easy_weight} times as common as the others.
-
-{phases}
+  warm-up, then constant, in the last {recipe.decay:,} steps falling linearly to {recipe.final_rate:.0%}.
+- Shares: {shares}.
+- Sizes: grow from the smallest of a family to all in {recipe.mixture.growth_steps:,} steps; once grown, those in
+  parentheses are {recipe.mixture.easy_weight} times as common as the others.
 
 {sizes}
 
-`training.log.jsonl` is the log of the run; notes in it say what was done by hand. Small runs of the recipe repeat to
-the bit, resumed or not, with one worker or two; the full run was made once. Other machines round differently.
+`training.log.jsonl` is the log of the run. Small runs of the recipe repeat to the bit, resumed or not, with one worker
+or two; the full run was made once, from start to end. Other machines round differently.
 
 ## Known weak points
 
-- One seed, one run. The problems of the card were never trained on, but shares, stages and levels were chosen by
-  looking at other held-out problems: the levels so that they differ in difficulty.
-- sum3 is half learnt: errors are wrong digits left of the units (the tens first), and longer operands fail. It is the
-  family in which the full chain is weakest.
+- One seed, one run. The problems of the card were never trained on, but shares and levels were chosen by looking at
+  other held-out problems: the levels so that they differ in difficulty.
 - The longer operand must come first: `977+4821=` is never right. Neither are sizes beyond those listed above.
-- A sum of three numbers of two digits is in training both a small sum3 and a small expr problem, with different
-  answers; no level contains it.
 - Its probabilities order answers, they are not calibrated.
 - It knows nothing but these five families. It is a demonstration, not a calculator.
 """

@@ -31,21 +31,14 @@ NUM_PARTS = 2  # Parts of a batch, also with one worker: the number of workers c
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """Training up to step `end`, with rates that would be zero there after falling for `decay` steps."""
-
-    end: int
-    decay: int
-
-
-@dataclass(frozen=True, slots=True)
 class Recipe:
-    """Rates rise for `warmup` steps, stay, and fall in each stage linearly to `final_rate` of themselves.
+    """Rates rise for `warmup` steps, stay, and fall in the last `decay` steps linearly to `final_rate` of themselves.
 
-    Until the decay of a stage starts, a run does not depend on where it ends.
+    Until the rates fall, a run does not depend on where it ends.
     """
 
-    stages: tuple[Stage, ...]
+    steps: int = 9000
+    decay: int = 5500
     seed: int = 0
     batch_size: int = 128
     warmup: int = 50
@@ -57,15 +50,9 @@ class Recipe:
     adamw_betas: tuple[float, float] = (0.9, 0.95)
     mixture: Mixture = field(default_factory=Mixture)
 
-    @property
-    def steps(self) -> int:
-        """Steps of all stages."""
-        return self.stages[-1].end
-
     def rate(self, step: int) -> float:
         """Multiplier of the learning rates at `step`."""
-        stage = next(stage for stage in self.stages if step < stage.end)
-        left = (stage.end - step) / stage.decay if stage.decay else 1.0
+        left = (self.steps - step) / self.decay if self.decay else 1.0
         return min(1.0, (step + 1) / self.warmup, max(left, self.final_rate))
 
 
