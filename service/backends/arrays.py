@@ -23,8 +23,8 @@ class Arrays(Protocol):
         """One of the runtime's arrays as a host array."""
         ...
 
-    def join(self, arrays: Sequence[Any]) -> Any:
-        """Arrays one after the other along the batch axis."""
+    def join(self, arrays: Sequence[Any], axis: int = 0) -> Any:
+        """Arrays one after the other along an axis."""
         ...
 
 
@@ -40,5 +40,5 @@ class HostArrays:
     def give_out(self, array: Array) -> Array:
         return array
 
-    def join(self, arrays: Sequence[Array]) -> Array:
-        return np.concatenate(arrays)
+    def join(self, arrays: Sequence[Array], axis: int = 0) -> Array:
+        return np.concatenate(arrays, axis)

@@ -34,6 +34,7 @@ class _Pass:
 
     hidden: Any  # [B, S, D]
     shared: tuple[Any, ...]  # cos [B, S, K], sin [B, S, K], mask [B, 1, S, P + S]
+    kept: tuple[Any, ...] = ()  # keys and values [B, G, S, K] of the last visit, if they were to be kept
 
 
 class LanguageBackend:
@@ -64,7 +65,7 @@ class LanguageBackend:
         hidden, keys, values = self._parts.layers[index](carry.hidden, *carry.shared, *past)
         if rows.slots is not None:
             self._cache.write(rows, keys, values)
-        return _Pass(hidden, carry.shared)
+        return _Pass(hidden, carry.shared, (keys, values) if rows.keep else ())
 
     def visit(self, index: int, carry: Carry, mask: Array, past: tuple[Any, Any] | None) -> tuple[Carry, Any]:
         """One visit of one row with a mask and a past of the caller's: the carry, and past and new keys and values."""
@@ -72,12 +73,8 @@ class LanguageBackend:
         if past is None:
             past = self._nothing(1)
         hidden, *new = self._parts.layers[index](carry.hidden, cos, sin, self._arrays.take_in(mask), *past)
-        # Along the columns: arrays are joined along their first axis.
-        joined = [
-            self._arrays.join([old.swapaxes(0, 2), one.swapaxes(0, 2)]).swapaxes(0, 2)
-            for old, one in zip(past, new, strict=True)
-        ]
-        return _Pass(hidden, carry.shared), (joined[0], joined[1])
+        keys, values = (self._arrays.join(both, axis=2) for both in zip(past, new, strict=True))
+        return _Pass(hidden, carry.shared), (keys, values)
 
     def head(self, carry: Carry, tokens: Ints | None = None) -> dict[str, Array]:
         assert tokens is not None
@@ -87,7 +84,8 @@ class LanguageBackend:
 
     def select(self, carry: Carry, rows: Sequence[int]) -> Carry:
         chosen = list(rows)
-        return _Pass(carry.hidden[chosen], tuple(array[chosen] for array in carry.shared))
+        shared, kept = (tuple(array[chosen] for array in arrays) for arrays in (carry.shared, carry.kept))
+        return _Pass(carry.hidden[chosen], shared, kept)
 
     def merge(self, carry: Carry, rows: Sequence[int], part: Carry) -> Carry:
         carry.hidden[list(rows)] = part.hidden
@@ -95,24 +93,33 @@ class LanguageBackend:
 
     def join(self, carries: Sequence[Carry]) -> Carry:
         hidden = self._arrays.join([carry.hidden for carry in carries])
-        shared = zip(*(carry.shared for carry in carries), strict=True)
-        return _Pass(hidden, tuple(self._arrays.join(arrays) for arrays in shared))
+        shared = self._join_each([carry.shared for carry in carries])
+        # The carry before any visit keeps nothing; nor does what is joined with it.
+        kept = self._join_each([carry.kept for carry in carries]) if all(carry.kept for carry in carries) else ()
+        return _Pass(hidden, shared, kept)
 
     def stream(self, carry: Carry) -> Array:
         return self._arrays.give_out(carry.hidden)
 
     def num_bytes(self, carry: Carry) -> int:
-        return sum(int(array.nbytes) for array in (carry.hidden, *carry.shared))
+        return sum(int(array.nbytes) for array in (carry.hidden, *carry.shared, *carry.kept))
 
     def close(self) -> None:
         self._parts.close()
+
+    def _join_each(self, groups: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
+        return tuple(self._arrays.join(arrays) for arrays in zip(*groups, strict=True))
 
     def _past(self, carry: Carry, rows: Rows) -> tuple[Any, Any]:
         mask = carry.shared[2]
         if rows.slots is not None:
             self._cache.clear(rows.slots[rows.starts == 0])
             return self._cache.read(rows.slots, mask.shape[3] - mask.shape[2])
-        return self._nothing(len(rows.starts))
+        if not rows.past:
+            return self._nothing(len(rows.starts))
+        read = [[array[:, :, : past.length] for array in past.carry.kept] for past in rows.past]
+        keys, values = (self._arrays.join(parts, axis=2) for parts in zip(*read, strict=True))
+        return keys, values
 
     def _nothing(self, num_rows: int) -> tuple[Any, Any]:
         nothing = self._arrays.zeros((num_rows, self._language.num_kv_heads, 0, self._language.head_size))

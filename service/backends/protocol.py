@@ -14,16 +14,30 @@ Carry: TypeAlias = Any
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """Where the new tokens of a pass lie in their sequences, and which KV slots one visit uses.
+class Past:
+    """Keys and values of earlier tokens, in the carry that the same visit of these tokens kept them in [B rows].
 
-    starts [B]: tokens of each sequence already cached. lengths [B]: new tokens that are no padding.
-    slots [B]: KV slot of this visit of each row, or None to attend to the new tokens only and keep nothing.
+    length: tokens of each row; what the carry holds beyond them is padding.
+    """
+
+    carry: Carry
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Where the new tokens of a pass lie in their sequences, and where one visit finds and leaves keys and values.
+
+    starts [B]: tokens of each sequence already read. lengths [B]: new tokens that are no padding.
+    slots [B]: KV slot of this visit of each row. Without slots: `past`, in the order of the tokens, holds all earlier
+    ones, as many for each row; and with `keep` the carry keeps keys and values of the new ones.
     """
 
     starts: Ints
     lengths: Ints
     slots: Ints | None = None
+    past: Sequence[Past] = ()
+    keep: bool = False
 
 
 class Backend(Protocol):
@@ -45,7 +59,7 @@ class Backend(Protocol):
         ...
 
     def layer(self, index: int, carry: Carry, rows: Rows | None = None) -> Carry:
-        """One visit of layer `index` by every row of `carry`; with slots, reads the cached tokens and adds the new."""
+        """One visit of layer `index` by every row of `carry`; it sees the tokens in the rows' slots or past, too."""
         ...
 
     def head(self, carry: Carry, tokens: Ints | None = None) -> dict[str, Array]:

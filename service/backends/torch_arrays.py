@@ -26,8 +26,8 @@ class TorchArrays:
     def give_out(self, array: Tensor) -> Array:
         return array.cpu().numpy()
 
-    def join(self, arrays: Sequence[Tensor]) -> Tensor:
-        return torch.cat(tuple(arrays))
+    def join(self, arrays: Sequence[Tensor], axis: int = 0) -> Tensor:
+        return torch.cat(tuple(arrays), axis)
 
 
 def torch_device(name: str) -> torch.device:

@@ -149,8 +149,7 @@ def booked(layer_evaluations: int, num_chains: int) -> list[int]:
 def _evaluation(scores: Array, label: int, cost: int, naive: int) -> Evaluation:
     if not np.isfinite(scores).all():
         return Evaluation(False, cost, naive, lead=-1.0)
-    log_probability = float(log_softmax(scores)[label])
-    return Evaluation(int(scores.argmax()) == label, cost, naive, log_probability, _lead(scores, label))
+    return Evaluation(int(scores.argmax()) == label, cost, naive, _lead(scores, label))
 
 
 def _lead(scores: Array, label: int) -> float:

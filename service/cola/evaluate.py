@@ -14,8 +14,8 @@ from service.cola.evaluator import Answer, Evaluation
 from service.engine.engine import Engine
 from service.engine.language import LanguageEngine
 from service.engine.prefix import PrefixCache
-from service.engine.sampling import Choice, Sampling, log_softmax
-from service.engine.shared import SharedSample, text_sample
+from service.engine.sampling import Choice, Sampling
+from service.engine.shared import SharedSample, text_stages
 from service.engine.tensor import TensorEngine
 
 
@@ -35,11 +35,12 @@ class LanguageEvaluator:
         self._engine, self._max_new_tokens = engine, max_new_tokens
         self._prompt = engine.encode(prompt)
         self._cache, self._wants_influence = PrefixCache(max_bytes), wants_influence
-        self._sample: tuple[tuple[int, ...], SharedSample] | None = None
+        self._expected: tuple[int, ...] = ()
+        self._stages: Sequence[SharedSample] = ()
 
     @property
     def influence(self) -> Sequence[float]:
-        return self._sample[1].influence if self._sample else ()
+        return self._stages[0].influence if self._stages else ()
 
     def target(self, text: object) -> Answer:
         """A target as the model would have to generate it. Raises InputError, or LengthError if it does not fit."""
@@ -60,21 +61,28 @@ class LanguageEvaluator:
         return await asyncio.gather(*(self._answer_if_finite(chain) for chain in chains))
 
     async def evaluate(self, chains: Sequence[Chain], expected: Answer) -> Sequence[Evaluation]:
-        sample = self._shared(expected.token_ids)
-        answer = await self._engine.explore(sample, chains)
-        costs = booked(answer.layer_evaluations, len(chains))
+        """Read the expected answer in stages; a chain that would say another token is not run in the next."""
+        target, left, judged, cost = expected.token_ids, list(chains), 0, 0
+        for stage in self._stages_of(target):
+            if not left:
+                break
+            answer = await self._engine.explore(stage, left)
+            tokens = target[judged : judged + len(stage.tokens)]
+            left = [chain for chain, said in zip(left, answer.outputs, strict=True) if _says(said["logits"], tokens)]
+            judged, cost = judged + len(tokens), cost + answer.layer_evaluations
+        num_tokens, right = len(self._prompt) + len(target) - 1, set(left)
         return [
-            _evaluation(outputs["logits"], expected.token_ids, cost, len(chain) * sample.num_tokens)
-            for chain, outputs, cost in zip(chains, answer.outputs, costs, strict=True)
+            Evaluation(chain in right, cost, len(chain) * num_tokens)
+            for chain, cost in zip(chains, booked(cost, len(chains)), strict=True)
         ]
 
-    def _shared(self, target: tuple[int, ...]) -> SharedSample:
-        """The sample of this prompt and target; another target starts over."""
-        if self._sample is None or self._sample[0] != target:
+    def _stages_of(self, target: tuple[int, ...]) -> Sequence[SharedSample]:
+        """The samples of this prompt and target; another target starts over."""
+        if self._expected != target:
             self._cache.clear()
-            sample = text_sample(self._prompt + target, len(target), self._cache, self._wants_influence)
-            self._sample = target, sample
-        return self._sample[1]
+            self._expected = target
+            self._stages = text_stages(self._prompt, target, self._cache, self._wants_influence)
+        return self._stages
 
     async def _answer_if_finite(self, chain: Chain) -> Answer:
         try:
@@ -92,12 +100,9 @@ def answer_of(text: str, choices: Sequence[Choice], layer_evaluations: int) -> A
     return Answer(text, token_ids, layer_evaluations, confidence, float(np.mean(leads)))
 
 
-def _evaluation(logits: Array, target: tuple[int, ...], cost: int, naive: int) -> Evaluation:
-    """Of one chain, from logits [T, V] at the T tokens of the target."""
-    if not np.isfinite(logits).all():
-        return Evaluation(False, cost, naive)
-    matches = bool((logits.argmax(axis=-1) == np.asarray(target)).all())
-    return Evaluation(matches, cost, naive, float(log_softmax(logits)[np.arange(len(target)), list(target)].sum()))
+def _says(logits: Array, tokens: tuple[int, ...]) -> bool:
+    """Whether greedy decoding takes `tokens` [T], from the logits [T, V] before each."""
+    return bool(np.isfinite(logits).all() and (logits.argmax(axis=-1) == np.asarray(tokens)).all())
 
 
 AnyEvaluator: TypeAlias = LanguageEvaluator | ChoiceEvaluator | ClassEvaluator

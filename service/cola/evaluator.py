@@ -34,14 +34,12 @@ class Evaluation:
 
     matches: its greedy answer would be the expected one. layer_evaluations: made for this chain, one per layer and
     token, none for what it shares with an earlier chain. layer_evaluations_naive: had it run and decoded alone.
-    log_probability: natural, of the whole expected answer; None where the numbers along the chain are not finite.
     lead: probability of the expected answer less that of the likeliest other, -1..1; None where answers are open.
     """
 
     matches: bool
     layer_evaluations: int
     layer_evaluations_naive: int
-    log_probability: float | None = None
     lead: float | None = None
 
 

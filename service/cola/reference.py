@@ -17,7 +17,7 @@ from service.engine.executor import LayerCounter
 from service.engine.language import LanguageEngine
 from service.engine.prefix import PrefixCache
 from service.engine.sampling import Choice, log_softmax, most_likely
-from service.engine.shared import SharedWork, text_sample
+from service.engine.shared import SharedWork, Slices, text_sample
 
 
 class ReferenceEvaluator(LanguageEvaluator):
@@ -40,8 +40,8 @@ class ReferenceEvaluator(LanguageEvaluator):
         answers = await self.answers(chains)
         return [Evaluation(one.agrees_with(expected), one.layer_evaluations, one.layer_evaluations) for one in answers]
 
-    def _decode(self, chain: Chain, backend: Backend, counter: LayerCounter) -> Answer:
-        """Greedy decoding, on the device thread."""
+    def _decode(self, chain: Chain, backend: Backend, counter: LayerCounter) -> Slices[Answer]:
+        """Greedy decoding, on the device thread, in slices of one token."""
         if not isinstance(backend, LanguageBackend):
             raise InputError("kv 'reference' is not there on this backend; use kv 'exact'")
         sequence, choices, new = ReferenceSequence(backend, chain), list[Choice](), self._prompt
@@ -53,6 +53,7 @@ class ReferenceEvaluator(LanguageEvaluator):
                 return Answer("", (), len(chain) * sequence.num_tokens)
             choices.append(Choice(int(logits.argmax()), *_likeliest(logits)))
             new = (choices[-1].token_id,)
+            yield
         text = self._engine.tokenizer.decode([choice.token_id for choice in choices])
         return answer_of(text, choices, len(chain) * sequence.num_tokens)
 

@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 
 from models.errors import BackendError, FathomError, UnavailableError
 from service.backends.protocol import Array, Backend
+from service.engine.background import Background
 from service.engine.executor import Executor, LayerCounter
 from service.engine.forward import run_scores, run_tensors
 from service.engine.generate import Generator, take_token
 from service.engine.queue import Limits, Queue, QueueLimits
-from service.engine.shared import SharedRunner, SharedWork
+from service.engine.shared_runner import SharedRunner
 from service.engine.work import GenerateWork, ScoreWork, TensorWork, Work
 
 _log = logging.getLogger("fathom.engine")
@@ -23,12 +24,16 @@ _SMOOTHING = 0.9
 
 
 class Batcher:
-    """Takes what waits and never waits when idle. A turn is one batch of one-pass work and one token per sequence."""
+    """Takes what waits and never waits when idle.
+
+    A turn is one batch of one-pass work, one token per sequence, and one slice of search work; as many slices as there
+    are while nothing else wants the device.
+    """
 
     def __init__(self, backend: Backend, counter: LayerCounter, limits: Limits, queue_limits: QueueLimits) -> None:
         self._backend, self._limits = backend, limits
         self._executor = Executor(backend, counter)
-        self._shared = SharedRunner(backend, counter)
+        self._background = Background(SharedRunner(backend, counter))
         self._generator = Generator(self._executor, backend.num_slots, limits)
         self._queue = Queue(queue_limits)
         self._changed = threading.Condition()
@@ -59,7 +64,7 @@ class Batcher:
         return self._generator.slots.num_used
 
     def submit(self, works: Sequence[Work]) -> None:
-        """Queue the samples of one request, all or none. Raises OverloadError or UnavailableError."""
+        """Queue the samples of one request, all or none. Raises OverloadError, LengthError, UnavailableError."""
         with self._changed:
             if self._is_closing:
                 raise UnavailableError("the model is being unloaded; send the request again in a moment")
@@ -91,7 +96,7 @@ class Batcher:
             return self._has_work()
 
     def _has_work(self) -> bool:
-        return bool(len(self._queue) or self._generator.running)
+        return bool(len(self._queue) or self._generator.running or len(self._background))
 
     def _turn(self) -> None:
         self._release_abandoned()
@@ -100,13 +105,26 @@ class Batcher:
             self._taken = self._queue.take(self._limits)
             while self._queue.prompts and self._generator.admit(self._queue.prompts[0]):
                 _start([self._queue.take_prompt()])
+            if not len(self._background):
+                self._begin_search()
         _start(self._taken)
         self._run_one_pass(TensorWork, partial(run_tensors, self._executor))
         self._run_one_pass(ScoreWork, partial(run_scores, self._executor))
-        self._run_one_pass(SharedWork, self._shared.run)
         self._taken = []
         for works in self._generator.next_batches():
             self._step(works)
+        self._advance_search()
+
+    def _begin_search(self) -> None:
+        works = self._queue.take_search(self._limits)
+        _start(works)
+        self._background.begin(works)
+
+    def _advance_search(self) -> None:
+        while len(self._background):
+            _answer([(work, _ours(result)) for work, result in self._background.advance()])
+            if self._generator.running or self._queue.is_urgent:
+                return
 
     def _run_one_pass(self, kind: type[_W], run: Callable[[Sequence[_W]], Sequence[object]]) -> None:
         works = [work for work in self._taken if isinstance(work, kind)]
@@ -125,14 +143,16 @@ class Batcher:
     def _release_abandoned(self) -> None:
         for work in [work for work in self._generator.running if work.future.done()]:
             self._generator.release(work)
+        self._background.drop_abandoned()
 
     def _give_up(self, error: Exception) -> None:
         """Answer everything in hand with the error: nothing that was accepted may be forgotten."""
-        failed = [*self._taken, *self._generator.running]
+        failed = [*self._taken, *self._generator.running, *self._background.works]
         self._taken = []
+        self._background.clear()
         for work in list(self._generator.running):
             self._generator.release(work)
-        _answer([(work, _as_ours(error)) for work in failed])
+        _answer([(work, _ours(error)) for work in failed])
 
 
 def _run_isolated(run: Callable[[Sequence[_W]], Sequence[Any]], works: Sequence[_W]) -> list[Any]:
@@ -142,7 +162,7 @@ def _run_isolated(run: Callable[[Sequence[_W]], Sequence[Any]], works: Sequence[
     except Exception as error:
         if len(works) == 1:
             _log.exception("a sample failed")
-            return [_as_ours(error)]
+            return [_ours(error)]
         return [result for work in works for result in _run_isolated(run, [work])]
 
 
@@ -152,11 +172,14 @@ def _end_of(work: GenerateWork, logits: Array | Exception) -> object | None:
     try:
         return take_token(work, logits)
     except Exception as error:
-        return _as_ours(error)
+        return _ours(error)
 
 
-def _as_ours(error: Exception) -> FathomError:
-    return error if isinstance(error, FathomError) else BackendError(f"the runtime failed: {error}")
+def _ours(result: object) -> object:
+    """A result as it is; an exception of the runtime as one of ours."""
+    if not isinstance(result, Exception) or isinstance(result, FathomError):
+        return result
+    return BackendError(f"the runtime failed: {result}")
 
 
 def _start(works: Sequence[Work]) -> None:

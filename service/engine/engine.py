@@ -89,11 +89,10 @@ class Engine:
 
     async def _submit(self, works: Sequence[Work]) -> None:
         while True:
-            was_empty = not self._batcher.num_waiting
             try:
                 return self._batcher.submit(works)
             except OverloadError as error:
-                if not self._is_patient or was_empty:  # what an empty queue refuses never fits
+                if not self._is_patient:
                     raise
                 await asyncio.sleep(error.retry_after_s)
 

@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from models.chain import Chain
-
 Prefix: TypeAlias = tuple[int, ...]
 
 
@@ -64,33 +62,33 @@ def _missing(leaves: Sequence[Node], is_known: Callable[[Node], bool]) -> dict[N
 
 
 class PrefixCache:
-    """Carries by prefix, the least recently used forgotten first when they pass `max_bytes`. The root always stays."""
+    """Carries by stage and prefix; past `max_bytes` the least recently used are forgotten first, empty prefixes never.
+
+    A sample that is read in stages has one cache, so that the bound holds for all of them together.
+    """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._carries: OrderedDict[Prefix, tuple[Any, int]] = OrderedDict()
+        self._carries: OrderedDict[tuple[int, Prefix], tuple[Any, int]] = OrderedDict()
         self.num_bytes = 0
 
-    def __contains__(self, prefix: Prefix) -> bool:
-        return prefix in self._carries
+    def __contains__(self, key: tuple[int, Prefix]) -> bool:
+        return key in self._carries
 
     def __len__(self) -> int:
         return len(self._carries)
 
-    def get(self, prefix: Prefix) -> Any:
-        """The carry of a prefix that is here."""
-        self._carries.move_to_end(prefix)
-        return self._carries[prefix][0]
+    def get(self, key: tuple[int, Prefix]) -> Any:
+        """The carry of a stage and prefix that is here."""
+        self._carries.move_to_end(key)
+        return self._carries[key][0]
 
-    def put(self, prefix: Prefix, carry: Any, num_bytes: int) -> None:
+    def put(self, key: tuple[int, Prefix], carry: Any, num_bytes: int) -> None:
         """Remember a carry; others, or this one itself, may have to go."""
-        self._carries[prefix] = (carry, num_bytes)
+        self._carries[key] = (carry, num_bytes)
         self.num_bytes += num_bytes
-        for oldest in list(self._carries):
-            if self.num_bytes <= self._max_bytes:
-                break
-            if oldest:
-                self.num_bytes -= self._carries.pop(oldest)[1]
+        while self.num_bytes > self._max_bytes and (oldest := next(filter(_is_forgettable, self._carries), None)):
+            self.num_bytes -= self._carries.pop(oldest)[1]
 
     def clear(self) -> None:
         """Forget everything."""
@@ -98,6 +96,5 @@ class PrefixCache:
         self.num_bytes = 0
 
 
-def leaves_of(sample: int, chains: Sequence[Chain]) -> list[Node]:
-    """The node at the end of each chain."""
-    return [Node(sample, chain.layers) for chain in chains]
+def _is_forgettable(key: tuple[int, Prefix]) -> bool:
+    return bool(key[1])

@@ -3,10 +3,13 @@
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from models.errors import OverloadError
+from models.errors import LengthError, OverloadError
 from service.engine.shared import SharedWork
 from service.engine.work import GenerateWork, Work
+
+_W = TypeVar("_W", bound=Work)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +30,12 @@ class Limits:
 
 
 class Queue:
-    """Three first-in-first-out lanes: one-pass work, search work behind it, and prompts to continue."""
+    """Three first-in-first-out lanes: one-pass work, prompts to continue, and search work behind both."""
 
     def __init__(self, limits: QueueLimits) -> None:
         self._limits = limits
         self._forward: deque[Work] = deque()
-        self._search: deque[Work] = deque()
+        self._search: deque[SharedWork] = deque()
         self.prompts: deque[GenerateWork] = deque()
         self.num_rows = self.num_tokens = 0
 
@@ -40,14 +43,26 @@ class Queue:
         return len(self._forward) + len(self._search) + len(self.prompts)
 
     def put(self, works: Sequence[Work], retry_after_s: float) -> None:
-        """Let the samples of one request in, all or none. Raises OverloadError naming the limit that is reached."""
+        """Let the samples of one request in, all or none.
+
+        Raises OverloadError naming the limit that is reached, LengthError if not even an empty queue has room.
+        """
         self._check_room(works, retry_after_s)
         for work in works:
             self._enter(work)
 
+    @property
+    def is_urgent(self) -> bool:
+        """Whether more than search work waits."""
+        return bool(self._forward or self.prompts)
+
     def take(self, limits: Limits) -> list[Work]:
-        """One batch of one-pass work; search work only when nothing else of the kind waits."""
-        return self._take_from(self._forward, limits) or self._take_from(self._search, limits)
+        """One batch of one-pass work."""
+        return self._take_from(self._forward, limits)
+
+    def take_search(self, limits: Limits) -> list[SharedWork]:
+        """One batch of search work."""
+        return self._take_from(self._search, limits)
 
     def take_prompt(self) -> GenerateWork:
         """The prompt that waited longest."""
@@ -62,8 +77,8 @@ class Queue:
                 lane.remove(work)
                 self._leave(work)
 
-    def _take_from(self, lane: deque[Work], limits: Limits) -> list[Work]:
-        taken: list[Work] = []
+    def _take_from(self, lane: deque[_W], limits: Limits) -> list[_W]:
+        taken: list[_W] = []
         rows = longest = 0
         while lane:
             rows += lane[0].num_rows
@@ -77,8 +92,10 @@ class Queue:
     def _enter(self, work: Work) -> None:
         if isinstance(work, GenerateWork):
             self.prompts.append(work)
+        elif isinstance(work, SharedWork):
+            self._search.append(work)
         else:
-            (self._search if isinstance(work, SharedWork) else self._forward).append(work)
+            self._forward.append(work)
         self.num_rows += work.num_rows
         self.num_tokens += work.num_tokens
 
@@ -96,6 +113,10 @@ class Queue:
             ("rows", self.num_rows, rows, self._limits.max_rows),
             ("tokens", self.num_tokens, tokens, self._limits.max_tokens),
         ):
+            if wanted > limit:
+                raise LengthError(
+                    f"the request has {wanted} {unit} and the queue takes at most {limit}; send it in several requests"
+                )
             if waiting + wanted > limit:
                 raise OverloadError(
                     f"{waiting} {unit} wait and {wanted} more would pass the limit of {limit}; come back later",

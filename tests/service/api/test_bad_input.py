@@ -1,6 +1,7 @@
 """Bad input is a problem document that names value, limit and remedy, and the server serves on."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -225,10 +226,26 @@ def test_unknown_routes_and_methods_are_problems_too(
 
 
 def test_full_queue_says_when_to_come_back(serve: Any, problem: Any) -> None:
+    with serve(max_queue_requests=4) as server, ThreadPoolExecutor(24) as threads:
+
+        def ask(_: int) -> httpx.Response:
+            response: httpx.Response = server.post("/predict", model="tinylm", inputs=["1"] * 4)
+            return response
+
+        answers = list(threads.map(ask, range(96)))
+        refused = [response for response in answers if response.status_code != 200]
+        assert 0 < len(refused) < len(answers)
+        for response in refused:
+            problem(response, 429, "limit of 4")
+            assert int(response.headers["retry-after"]) >= 1
+        _serves_on(server)
+
+
+def test_request_that_no_queue_could_hold_is_too_large_and_not_asked_to_come_back(serve: Any, problem: Any) -> None:
     with serve(max_queue_requests=4) as server:
         response = server.post("/predict", model="tinylm", inputs=["1"] * 5)
-        problem(response, 429, "5", "4")
-        assert int(response.headers["retry-after"]) >= 1
+        problem(response, 413, "5 samples", "at most 4", "several requests")
+        assert "retry-after" not in response.headers
         _serves_on(server)
 
 

@@ -106,7 +106,7 @@ def test_a_job_waits_for_room_in_the_queue_where_a_request_would_be_refused(serv
 
 def test_a_job_larger_than_the_queue_fails_instead_of_waiting_forever(serve: Any, place: str) -> None:
     with serve(memory=place, max_queue_rows=1) as served:
-        assert "limit of 1" in until(served, submit(served, **SHORT), "failed")["reason"]
+        assert "at most 1" in until(served, submit(served, **SHORT), "failed")["reason"]
 
 
 def test_a_job_remembers_when_asked(working: Any) -> None:

@@ -65,7 +65,7 @@ def test_with_a_label_the_label_is_expected_else_the_full_chains_answer(name: st
 
 @pytest.mark.parametrize("name", MATCHING)
 def test_a_match_is_worth_one_and_anything_else_nothing(name: str) -> None:
-    told = Told([Evaluation(True, 3, 9), Evaluation(False, 0, 9, log_probability=-0.1)])
+    told = Told([Evaluation(True, 3, 9), Evaluation(False, 0, 9, lead=-0.1)])
     assert judge(reward_named(name), told) == [Verdict(1.0, 3, 9), Verdict(0.0, 0, 9)]
     assert told.expected == [TARGET]
 

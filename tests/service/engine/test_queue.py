@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.chain import Chain
-from models.errors import OverloadError
+from models.errors import LengthError, OverloadError
 from service.engine.prefix import PrefixCache
 from service.engine.queue import Limits, Queue, QueueLimits
 from service.engine.sampling import Sampling
@@ -79,14 +80,21 @@ def test_full_queue_refuses_a_request_as_a_whole(limits: QueueLimits, unit: str,
     assert counts(queue) == (3, 3, 12)
 
 
+def test_request_larger_than_an_empty_queue_is_too_long(future: Futures) -> None:
+    queue = Queue(QueueLimits(100, 3, 100))
+    with pytest.raises(LengthError, match="the request has 4 rows and the queue takes at most 3"):
+        queue.put([tensor(future, num_rows=4)], retry_after_s=1.0)
+    assert counts(queue) == (0, 0, 0)
+
+
 def test_search_waits_behind_everything_of_its_kind(future: Futures) -> None:
     queue = Queue(WIDE)
     behind, first, second = search(future), score(future), tensor(future)
     queue.put([behind], 1.0)
     queue.put([first, second], 1.0)
     assert queue.take(Limits(100, 1000)) == [first, second]
-    assert queue.take(Limits(100, 1000)) == [behind]
     assert queue.take(Limits(100, 1000)) == []
+    assert queue.take_search(Limits(100, 1000)) == [behind]
 
 
 def test_batch_is_bounded_in_rows_and_in_tokens_with_padding(future: Futures) -> None:
@@ -118,7 +126,11 @@ def test_abandoned_work_leaves_every_lane(future: Futures) -> None:
         work.future.cancel()
     queue.drop_abandoned()
     assert counts(queue) == (3, 3, 12)
-    assert [queue.take_prompt(), *queue.take(Limits(9, 99)), *queue.take(Limits(9, 99))] == [stay[2], stay[0], stay[1]]
+    assert [queue.take_prompt(), *queue.take(Limits(9, 99)), *queue.take_search(Limits(9, 99))] == [
+        stay[2],
+        stay[0],
+        stay[1],
+    ]
     assert counts(queue) == (0, 0, 0)
 
 
@@ -179,6 +191,10 @@ def new_work(future: Futures, kind: str, size: int) -> Work:
 def put(queue: Queue, model: Model, limits: QueueLimits, works: list[Work]) -> None:
     wanted = Model(forward=works).counts()
     room = (limits.max_requests, limits.max_rows, limits.max_tokens)
+    if any(more > limit for more, limit in zip(wanted, room, strict=True)):
+        with pytest.raises((LengthError, OverloadError)):
+            queue.put(works, 1.0)
+        return
     if any(has + more > limit for has, more, limit in zip(model.counts(), wanted, room, strict=True)):
         with pytest.raises(OverloadError):
             queue.put(works, 1.0)
@@ -196,8 +212,9 @@ def put(queue: Queue, model: Model, limits: QueueLimits, works: list[Work]) -> N
 
 
 def take(queue: Queue, model: Model, limits: Limits) -> None:
-    lane = model.forward or model.search
-    taken = queue.take(limits)
+    assert queue.is_urgent == bool(model.forward or model.prompts)
+    lane: list[Any] = model.forward or model.search
+    taken: list[Any] = queue.take(limits) or queue.take_search(limits)
     assert taken == lane[: len(taken)]
     assert bool(taken) == bool(lane)
     assert fits(taken, limits)
