@@ -37,9 +37,13 @@ from service.settings import Settings
 from training.arith import tokenizer
 
 # Problems the full chain gets wrong, with their right answers.
-WRONG = (("152700-752798=", "-600098"), ("72963-965=", "71998"), ("578942+571058=", "1150000"))
-SIMULATIONS = {"arith": 200, "wide": 12}
-MAX_NEW_TOKENS = 16
+WRONG = (
+    ("674946+345000=", "1019946"),
+    ("278849-536849=", "-258000"),
+    ("728274+371720+881005=", "1099994,1980999"),
+)
+SIMULATIONS = {"arith": 200, "wide": 40}
+MAX_NEW_TOKENS = 24
 PREDICTIONS = 100
 
 

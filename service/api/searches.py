@@ -36,11 +36,11 @@ class SpaceBody(Body):
 class MctsBody(Body):
     """Constants of the tree search. What is left out is the preset's; shown are those of preset 'default'."""
 
-    exploration: float = Field(2**0.5, ge=0, le=1000, allow_inf_nan=False)
-    length_penalty: float = Field(5.0, ge=0, le=1000, allow_inf_nan=False)
+    exploration: float = Field(0.4, ge=0, le=1000, allow_inf_nan=False)
+    length_penalty: float = Field(0.2, ge=0, le=1000, allow_inf_nan=False)
     random_child: float = Field(0.1, ge=0, le=1)
     widening: float | None = Field(
-        2.0,
+        8.0,
         gt=0,
         allow_inf_nan=False,
         description="children per square root of visits; null opens all, as in the paper",

@@ -33,10 +33,10 @@ class MctsConfig:
     first. walk: how the tree is descended; "released" as in `ReleasedSearch`, which has neither widening nor prior.
     """
 
-    exploration: float = math.sqrt(2)
-    length_penalty: float = 5.0
+    exploration: float = 0.4
+    length_penalty: float = 0.2
     random_child: float = 0.1
-    widening: float | None = 2.0
+    widening: float | None = 8.0
     prior: float = 0.0
     walk: Walk = "tree"
 

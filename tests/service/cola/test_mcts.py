@@ -91,7 +91,7 @@ def test_it_branches_and_goes_deep() -> None:
 
 
 def test_widening_bounds_the_children_of_the_root() -> None:
-    search = Search(12, CoLaSpace.of(12), MctsConfig(random_child=0.0), 0)
+    search = Search(12, CoLaSpace.of(12), MctsConfig(random_child=0.0, widening=2.0), 0)
     play(search, chance, 100)
     assert search.statistics().num_root_children == math.ceil(2 * math.sqrt(99))
 

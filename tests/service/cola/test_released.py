@@ -1,16 +1,18 @@
 """The descent of the released code, by hand on small cases. Facts: docstring of `service.cola.released`."""
 
 import random
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
 from models.chain import Chain
 from service.cola.mcts import MctsConfig, Search
+from service.cola.presets import PRESETS
 from service.cola.released import ReleasedSearch
 from service.cola.space import CoLaSpace
 
-CONFIG = MctsConfig(widening=None, walk="released")
+CONFIG = PRESETS["polar-code"].mcts
 # The order in which the released loop tries chains of 28 layers, lengths 16 to 32, seed 42, with the reward of `play`.
 PINNED = ["0-27", "0-11,16-27", "1-11,16-27", "1-7,7-11,16-27", "1-3,3-11,16-18,18-27"]
 
@@ -39,7 +41,7 @@ def test_one_random_child_of_a_new_node_is_tried() -> None:
 
 
 def test_the_greedy_walk_passes_only_visited_children() -> None:
-    one = search(8, MctsConfig(widening=None, walk="released", random_child=0.0))
+    one = search(8, replace(CONFIG, random_child=0.0))
     proposed = play(one, 6)
     # No child but the one that was tried is ever visited, so every simulation goes one deeper.
     assert one.statistics().max_depth == 5
@@ -48,7 +50,7 @@ def test_the_greedy_walk_passes_only_visited_children() -> None:
 
 
 def test_scores_are_those_of_the_last_visit_by_hand() -> None:
-    one = search(8, MctsConfig(widening=None, walk="released", random_child=0.0))
+    one = search(8, replace(CONFIG, random_child=0.0))
     [_] = one.propose(1)
     one.observe(Chain.full(8), 0.0)
     [first] = one.propose(1)
