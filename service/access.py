@@ -14,12 +14,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.lifecycle import Lifecycle
 from service.logs import request_id
 from service.metrics import Metrics
-from service.problems import problem, problem_of
+from service.problems import problem, problem_of, request_path
 
 _log = logging.getLogger("fathom.access")
 _USABLE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # Asked for every few seconds by machines, and answered whatever else is going on.
-_OPERATIONS = ("/health", "/metrics")
+_OPERATIONS = ("/health", "/metrics", "/v2/health")
 
 
 class AccessMiddleware:
@@ -34,7 +34,7 @@ class AccessMiddleware:
             return
         started = time.perf_counter()
         identifier = _request_id(Headers(scope=scope).get("x-request-id"))
-        token = request_id.set(identifier)
+        token, path_token = request_id.set(identifier), request_path.set(scope["path"])
         status = 0
 
         async def send_with_id(message: Message) -> None:
@@ -59,6 +59,7 @@ class AccessMiddleware:
         finally:
             self._note(scope, status, time.perf_counter() - started)
             request_id.reset(token)
+            request_path.reset(path_token)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._lifecycle.is_draining and not scope["path"].startswith(_OPERATIONS):

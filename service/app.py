@@ -8,7 +8,7 @@ from importlib import metadata
 from fastapi import FastAPI
 
 from service.access import AccessMiddleware
-from service.api import chains, cola, health, jobs, models, predict
+from service.api import chains, cola, health, jobs, models, openai, predict, v2
 from service.cola.database import Database
 from service.cola.jobs import JobLimits, Jobs
 from service.cola.memory import Memory
@@ -49,6 +49,6 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.metrics, app.state.lifecycle = process_metrics, lifecycle
     app.add_middleware(AccessMiddleware, metrics=process_metrics, lifecycle=lifecycle)
     add_handlers(app)
-    for module in (predict, cola, chains, jobs, models, health):
+    for module in (predict, cola, chains, jobs, models, openai, v2, health):
         app.include_router(module.router)
     return app

@@ -114,7 +114,7 @@ class ModelMetrics:
         self._metrics.queue_seconds.labels(*self.labels).observe(timing.queue_s)
         self._metrics.compute_seconds.labels(*self.labels).observe(timing.compute_s)
         lengths = self._metrics.chain_length.labels(*self.labels)
-        for chain in chains:
+        for chain in chains if num_layers else ():  # a model that is served whole has none to speak of
             lengths.observe(len(chain))
         visits = sum(len(chain) * count for chain, count in zip(chains, passes, strict=True))
         self._metrics.layers_answered.labels(*self.labels).inc(visits)

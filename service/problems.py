@@ -1,7 +1,11 @@
-"""Errors as `application/problem+json` (RFC 9457): the one table from our errors to status codes."""
+"""Errors as `application/problem+json` (RFC 9457): the one table from our errors to status codes.
 
+A dialect whose protocol has an error shape of its own gets that shape instead.
+"""
+
+import contextvars
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -42,6 +46,9 @@ _TABLE: Sequence[tuple[type[FathomError], int, str]] = (
     (BackendError, 500, "The runtime failed"),
 )
 
+# The path of the request that is being answered: its first part names the dialect.
+request_path: contextvars.ContextVar[str] = contextvars.ContextVar("request_path", default="/")
+
 
 class UnsupportedTypeError(FathomError):
     """A body of another content type than the route reads."""
@@ -49,11 +56,14 @@ class UnsupportedTypeError(FathomError):
 
 def problem(status: int, title: str, detail: str, **members: object) -> Response:
     """One problem document; `members` are added to it. The type is the kind of problem as a relative reference."""
+    headers = {"retry-after": str(_RETRY_AFTER_S)} if status == 503 else {}
     slug = title.lower().replace(" ", "-")
     body = {"type": f"/problems/{slug}", "title": title, "status": status, "detail": detail, **members}
+    if shape := _SHAPES.get(request_path.get().strip("/").partition("/")[0]):
+        status, shaped = shape(body)
+        return Response(orjson.dumps(shaped), status, headers, "application/json")
     if identifier := request_id.get():
         body["instance"] = f"urn:request:{identifier}"
-    headers = {"retry-after": str(_RETRY_AFTER_S)} if status == 503 else {}
     return Response(orjson.dumps(body), status, headers, "application/problem+json")
 
 
@@ -91,6 +101,30 @@ def add_handlers(app: FastAPI) -> None:
         response = problem(error.status_code, str(error.detail), f"{request.method} {request.url.path}: {error.detail}")
         response.headers.update(error.headers or {})
         return response
+
+
+def _openai(document: Mapping[str, Any]) -> tuple[int, dict[str, object]]:
+    """OpenAI's error object. What does not fit a model is 400 there; where OpenAI has a code, it is used."""
+    status = 400 if document["status"] == 422 else document["status"]
+    slug = document["type"].removeprefix("/problems/")
+    kind = "rate_limit_error" if status == 429 else "server_error" if status >= 500 else "invalid_request_error"
+    error = {
+        "message": f"{document['title']}: {document['detail']}",
+        "type": kind,
+        "param": next((entry["field"] for entry in document.get("errors", ())), None),
+        "code": _OPENAI_CODES.get(slug, slug.replace("-", "_")),
+    }
+    return status, {"error": error}
+
+
+def _oip(document: Mapping[str, Any]) -> tuple[int, dict[str, object]]:
+    """The error object of the Open Inference Protocol."""
+    return document["status"], {"error": document["detail"]}
+
+
+_OPENAI_CODES = {"no-such-model": "model_not_found", "the-queue-is-full": "rate_limit_exceeded"}
+# Status and body in dialects that have an error shape of their own, from the problem document.
+_SHAPES: Mapping[str, Callable[[Mapping[str, Any]], tuple[int, dict[str, object]]]] = {"v1": _openai, "v2": _oip}
 
 
 def _field(entry: Any) -> dict[str, str]:

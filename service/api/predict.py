@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from models.errors import InputError, LengthError
 from service.api import sse
-from service.api.body import JsonRoute
+from service.api.body import DirectRoute
 from service.api.schemas import (
     Parameters,
     PredictRequest,
@@ -19,7 +19,6 @@ from service.api.schemas import (
     TokenLogprob,
     Usage,
 )
-from service.api.state import MemoryState, RegistryState, SettingsState
 from service.cola.memory import Memory
 from service.engine.engine import Engine
 from service.engine.language import Completion, Judgement, LanguageEngine
@@ -28,20 +27,20 @@ from service.engine.tensor import Row, TensorEngine
 from service.engine.work import Timing
 from service.logs import request_id
 
-router = APIRouter(route_class=JsonRoute, tags=["predict"])
+router = APIRouter(route_class=DirectRoute, tags=["predict"])
 
 
 @router.post("/predict", response_model=PredictResponse)
-async def predict(
-    body: PredictRequest, request: Request, registry: RegistryState, settings: SettingsState, memory: MemoryState
-) -> Response:
+async def predict(body: PredictRequest, request: Request) -> Response:
     """Run every input along its chain."""
-    if len(body.inputs) > settings.max_inputs:
-        raise LengthError(f"{len(body.inputs)} inputs came; one request takes {settings.max_inputs}; send several")
+    state = request.app.state
+    max_inputs: int = state.settings.max_inputs
+    if len(body.inputs) > max_inputs:
+        raise LengthError(f"{len(body.inputs)} inputs came; one request takes {max_inputs}; send several")
     if not body.inputs:
         raise InputError("no inputs came; send at least one")
-    engine = registry.get(body.model, body.version)
-    body = await recalled(body, engine, memory)
+    engine: Engine = state.registry.get(body.model, body.version)
+    body = await recalled(body, engine, state.memory)
     if body.stream:
         return await sse.stream(_events(body, engine))
     return Response((await answer(body, engine)).model_dump_json(exclude_none=True), media_type="application/json")
@@ -155,7 +154,7 @@ def _scored(body: PredictRequest, engine: LanguageEngine, judged: Sequence[Judge
 
 def _rows(body: PredictRequest, engine: TensorEngine, rows: Sequence[Row], timing: Timing) -> PredictResponse:
     outputs = [
-        RowOutput(
+        RowOutput.model_construct(  # numbers of our own, which need no check
             outputs=row.outputs,
             chain=list(row.chain.layers),
             layers_executed=row.layers_executed,

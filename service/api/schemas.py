@@ -7,7 +7,7 @@ from pydantic.functional_validators import WrapValidator
 from pydantic_core import PydanticCustomError
 
 
-def _or_say(expected: str) -> WrapValidator:
+def or_say(expected: str) -> WrapValidator:
     """One reason instead of one for every member of a union."""
 
     def check(value: object, validate: ValidatorFunctionWrapHandler) -> object:
@@ -29,13 +29,18 @@ _COLDEST = 1e-3  # below, quotients of logits leave float32
 ChainText: TypeAlias = str
 ChainField: TypeAlias = Annotated[
     ChainText | list[int] | list[ChainText | list[int]],
-    _or_say("'full', 'memory', text like '0-3,5,5,7-11', a list of layers, or a list with one of these per input"),
+    or_say("'full', 'memory', text like '0-3,5,5,7-11', a list of layers, or a list with one of these per input"),
+]
+Temperature: TypeAlias = Annotated[
+    float,
+    AfterValidator(_greedy_or_warm),
+    Field(ge=0, le=100, allow_inf_nan=False, description=f"0 is greedy; else at least {_COLDEST}"),
 ]
 InputsField: TypeAlias = Annotated[
     list[Any] | dict[str, Any],
-    _or_say("a list of texts, of token-id lists or of rows, or named tensors"),
+    or_say("a list of texts, of token-id lists or of rows, or named tensors"),
 ]
-TargetsField: TypeAlias = Annotated[list[str | list[int]], _or_say("a list of texts or of token-id lists")]
+TargetsField: TypeAlias = Annotated[list[str | list[int]], or_say("a list of texts or of token-id lists")]
 
 
 class Body(BaseModel):
@@ -44,18 +49,21 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 
 
-class Parameters(Body):
-    """How a language model answers."""
+class SamplingParameters(Body):
+    """How a language model chooses tokens, and when it stops."""
 
-    mode: Literal["generate", "score"] = Field("generate", description="score gives log-probabilities of `targets`")
     max_new_tokens: int = Field(64, ge=1, le=1 << 20)
-    temperature: Annotated[float, AfterValidator(_greedy_or_warm)] = Field(
-        0.0, ge=0, le=100, allow_inf_nan=False, description=f"0 is greedy; else at least {_COLDEST}"
-    )
+    temperature: Temperature = Field(0.0)
     top_k: int = Field(0, ge=0, description="0 keeps every token")
     top_p: float = Field(1.0, gt=0, le=1)
     seed: int = Field(0, ge=0, lt=1 << 64)
     stop: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list, max_length=16)
+
+
+class Parameters(SamplingParameters):
+    """How a language model answers."""
+
+    mode: Literal["generate", "score"] = Field("generate", description="score gives log-probabilities of `targets`")
     logprobs: int | None = Field(None, ge=0, le=20, description="alternatives to report with each token")
 
 

@@ -100,7 +100,7 @@ class Engine:
         if value == FULL:
             return self.full
         if value == MEMORY:
-            raise ChainError("chain 'memory' is known to /predict only; send 'full', or the layers")
+            raise ChainError("chain 'memory' is not known here; send 'full', or the layers")
         if not self.num_layers:
             raise ChainError(
                 f"model {self.manifest.name!r} is served whole and has no layers to choose; leave 'chain' out"

@@ -21,6 +21,7 @@ _DTYPES: dict[Datatype, np.dtype] = {
     "FP32": np.dtype(np.float32),
     "FP64": np.dtype(np.float64),
 }
+_MAX_DIMENSIONS = 32
 # Kinds of numpy array that hold values of a datatype exactly enough: a float is never cut down to an integer.
 _KINDS = {"b": "b", "i": "iu", "f": "iuf"}
 
@@ -101,9 +102,7 @@ def _read(value: object, spec: TensorSpec) -> Array:
     _check_shape(array, spec)
     dtype = _DTYPES[spec.datatype]
     if array.dtype.kind not in _KINDS.get(dtype.kind, ""):
-        raise InputError(
-            f"input {spec.name!r} holds values that are not {spec.datatype}; send plain numbers of that type"
-        )
+        raise _not_numbers(spec)
     with np.errstate(over="ignore"):
         cast = array.astype(dtype)
     _check_values(array, cast, spec)
@@ -131,12 +130,27 @@ def _read_tensor(value: Mapping[str, object], spec: TensorSpec) -> Array:
 
 
 def _as_array(value: object, spec: TensorSpec) -> Array:
+    if isinstance(value, list) and _holds_other_than_numbers(value):
+        raise _not_numbers(spec)
     try:
         return np.asarray(value)
     except (ValueError, OverflowError) as error:
         raise InputError(
             f"input {spec.name!r} has rows of different lengths; the model takes {_shape(spec)}"
         ) from error
+
+
+def _holds_other_than_numbers(data: list[object], depth: int = 1) -> bool:
+    """Whether a text is in a list, nested or flat: numpy would make room for each as if it were the longest."""
+    kinds = set(map(type, data))
+    if not kinds <= {int, float, bool, list}:
+        return True
+    rows = (row for row in data if isinstance(row, list))
+    return list in kinds and depth < _MAX_DIMENSIONS and any(_holds_other_than_numbers(row, depth + 1) for row in rows)
+
+
+def _not_numbers(spec: TensorSpec) -> InputError:
+    return InputError(f"input {spec.name!r} holds values that are not {spec.datatype}; send plain numbers of that type")
 
 
 def _check_shape(array: Array, spec: TensorSpec) -> None:

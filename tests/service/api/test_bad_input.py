@@ -76,6 +76,7 @@ PREDICT: list[tuple[str, dict[str, Any], int, tuple[str, ...]]] = [
     ("flat row", {**MLP, "inputs": ROW}, 422, ("shape [6]", "6]")),
     ("ragged rows", {**MLP, "inputs": [ROW, ROW[:5]]}, 422, ("different lengths", "6]")),
     ("rows of text", {**MLP, "inputs": [["a"] * 6]}, 422, ("not FP32", "plain numbers")),
+    ("one long text", {**MLP, "inputs": [["a" * 100_000, *[""] * 100_000]]}, 422, ("not FP32", "plain numbers")),
     ("rows of nothing", {**MLP, "inputs": [[None] * 6]}, 422, ("not FP32", "plain numbers")),
     ("rows of truth values", {**MLP, "inputs": [[True] * 6]}, 422, ("not FP32", "plain numbers")),
     ("number beyond float32", {**MLP, "inputs": [[1e39, *ROW[1:]]]}, 422, ("beyond FP32", "finite")),

@@ -1,0 +1,93 @@
+"""Answers of the OpenAI dialect; `fathom` says which chain ran."""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+
+class ErrorObject(BaseModel):
+    """What went wrong: value, limit and remedy in the message."""
+
+    message: str
+    type: str
+    param: str | None = Field(description="the field, if it is about one")
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """Every refusal under /v1."""
+
+    error: ErrorObject
+
+
+class Served(BaseModel):
+    """What a client needs to name a chain."""
+
+    version: str
+    num_layers: int
+    max_chain_length: int
+
+
+class Model(BaseModel):
+    """A language model that is ready."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = Field(0, description="always 0: artifacts carry no date")
+    owned_by: str = "fathom"
+    fathom: Served
+
+
+class ModelList(BaseModel):
+    """The language models that are ready."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class ChoiceRan(BaseModel):
+    """Which chain a choice took, what it cost, and the seed that gives the same again with n 1."""
+
+    version: str
+    chain: list[int]
+    layers_executed: int = Field(description="visits times passes")
+    layers_full: int = Field(description="what the full chain would have executed")
+    seed: int
+
+
+class Logprobs(BaseModel):
+    """One entry per token: its own text in the vocabulary, and where it begins in the choice's text."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]] = Field(description="the alternatives asked for, and the token itself")
+    text_offset: list[int]
+
+
+class CompletionChoice(BaseModel):
+    """A continuation, or in a stream what was added to it; prompt p has the indices p n to p n + n - 1."""
+
+    index: int
+    text: str
+    logprobs: Logprobs | None = None
+    finish_reason: Literal["stop", "length"] | None = None
+    fathom: ChoiceRan | None = Field(None, description="in a stream in the chunk with the finish_reason")
+
+
+class TokenUsage(BaseModel):
+    """Tokens; a prompt with several choices counts once."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class CompletionResponse(BaseModel):
+    """The choices of every prompt in order, or one chunk of a stream of them."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int = Field(description="seconds since 1970")
+    model: str
+    choices: list[CompletionChoice]
+    usage: TokenUsage | None = None

@@ -1,0 +1,45 @@
+"""GET /v1/models: the language models that are ready."""
+
+from fastapi import APIRouter
+
+from models.errors import UnknownModelError
+from service.api.body import JsonRoute
+from service.api.openai.answers import Model, ModelList, Served
+from service.api.state import RegistryState
+from service.engine.language import LanguageEngine
+from service.registry import Registry
+
+router = APIRouter(prefix="/v1/models", route_class=JsonRoute)
+
+
+@router.get("")
+async def list_models(registry: RegistryState) -> ModelList:
+    """The language models that are ready, each in its latest version."""
+    states = registry.states()
+    ready = {name: None for (name, _), entry in states.items() if isinstance(entry.engine, LanguageEngine)}
+    return ModelList(data=[_model(language_engine(registry, name)) for name in ready])
+
+
+@router.get("/{model}")
+async def show_model(model: str, registry: RegistryState) -> Model:
+    """One language model."""
+    return _model(language_engine(registry, model))
+
+
+def language_engine(registry: Registry, name: str, version: str | None = None) -> LanguageEngine:
+    """The engine of a language model. Raises UnknownModelError, for other kinds too, or UnavailableError."""
+    engine = registry.get(name, version)
+    if not isinstance(engine, LanguageEngine):
+        raise UnknownModelError(f"model {name!r} writes no text; POST /predict runs it, GET /v1/models lists others")
+    return engine
+
+
+def _model(engine: LanguageEngine) -> Model:
+    return Model(
+        id=engine.manifest.name,
+        fathom=Served(
+            version=engine.manifest.version,
+            num_layers=engine.num_layers,
+            max_chain_length=engine.limits.max_chain_length,
+        ),
+    )

@@ -1,0 +1,83 @@
+"""From a completion request to its samples: every prompt `n` times, each choice with a seed of its own."""
+
+import hashlib
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from models.errors import InputError
+from service.api.openai.requests import CompletionRequest
+from service.engine.engine import FULL, ChainValue
+from service.engine.language import LanguageEngine
+from service.engine.sampling import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One choice to be made; `echo` is put before its text."""
+
+    index: int
+    prompt: str | list[int]
+    chain: str | Sequence[int]
+    sampling: Sampling
+    echo: str
+
+
+def prompts_of(body: CompletionRequest) -> list[str | list[int]]:
+    """The prompts of a request, a single one as a list of itself. Raises InputError if there are none."""
+    prompt = body.prompt
+    if not prompt:
+        raise InputError("the prompt is empty; send a text, token ids, or a list of one of these")
+    if isinstance(prompt, str):
+        return [prompt]
+    return [prompt] if isinstance(prompt[0], int) else list(prompt)
+
+
+def samples_of(
+    body: CompletionRequest, prompts: list[str | list[int]], chain: ChainValue, engine: LanguageEngine
+) -> list[Sample]:
+    """Samples in order of their indices. Raises ChainError for chains that do not fit the model or the prompts."""
+    samplings = _samplings(body)
+    chains = engine.chains(chain, len(prompts))
+    return [
+        Sample(
+            index=place * body.n + choice,
+            prompt=prompt,
+            chain=chains[place].layers or FULL,
+            sampling=sampling,
+            echo=_text(prompt, engine) if body.echo else "",
+        )
+        for place, prompt in enumerate(prompts)
+        for choice, sampling in enumerate(samplings)
+    ]
+
+
+def _samplings(body: CompletionRequest) -> list[Sampling]:
+    """How each of `n` choices is drawn; without a seed by chance, as clients of this dialect expect."""
+    seed = body.seed
+    if seed is None:
+        seed = secrets.randbits(64) if body.temperature else 0
+    stop = body.stop or ()
+    return [
+        Sampling(
+            max_new_tokens=body.max_tokens,
+            temperature=body.temperature,
+            top_k=body.top_k,
+            top_p=body.top_p,
+            seed=_seed(seed, choice),
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            logprobs=body.logprobs,
+        )
+        for choice in range(body.n)
+    ]
+
+
+def _seed(seed: int, choice: int) -> int:
+    """The first choice has the request's own seed, so that it is what /predict answers; 64 bits."""
+    if choice == 0:
+        return seed
+    return int.from_bytes(hashlib.blake2b(f"{seed} {choice}".encode(), digest_size=8).digest())
+
+
+def _text(prompt: str | list[int], engine: LanguageEngine) -> str:
+    return prompt if isinstance(prompt, str) else engine.tokenizer.decode(engine.encode(prompt))

@@ -1,0 +1,112 @@
+"""A completion as server-sent events: chunks of all choices as they come, then the usage, then `[DONE]`."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import TypeVar
+
+from service.api.openai.answers import CompletionChoice, CompletionResponse
+from service.api.openai.choices import logprobs_of, ran_of, usage_of
+from service.api.openai.requests import CompletionRequest
+from service.api.openai.samples import Sample
+from service.engine.language import Completion, LanguageEngine
+from service.engine.sampling import Choice
+
+_T = TypeVar("_T")
+# What decoding gives for half a character; a later token completes it.
+_HALF = "\ufffd"
+
+
+async def events(
+    answer: CompletionResponse, body: CompletionRequest, samples: Sequence[Sample], engine: LanguageEngine
+) -> AsyncGenerator[bytes]:
+    """Chunks of `answer`, which has no choices yet. Leaving early frees every sequence."""
+    speakers = [_Speaker(sample, engine) for sample in samples]
+    done: dict[int, Completion] = {}
+    streams = [engine.stream(sample.prompt, sample.chain, sample.sampling) for sample in samples]
+    async with aclosing(merged(streams)) as arriving:
+        async for place, one in arriving:
+            if isinstance(one, Completion):
+                done[place] = one
+                yield _event(answer.model_copy(update={"choices": [speakers[place].end(one)]}))
+            elif said := speakers[place].say(one[1]):
+                yield _event(answer.model_copy(update={"choices": [said]}))
+    if body.stream_options and body.stream_options.include_usage:
+        usage = usage_of([done[place] for place in range(len(samples))], body.n)
+        yield _event(answer.model_copy(update={"usage": usage}))
+    yield b"data: [DONE]\n\n"
+
+
+async def merged(streams: Sequence[AsyncIterator[_T]]) -> AsyncGenerator[tuple[int, _T]]:
+    """Each of several streams' values as it comes, with its stream's place; the first failure is raised."""
+    arrived = asyncio.Queue[tuple[int, _T] | Exception | None]()
+
+    async def pump(place: int, stream: AsyncIterator[_T]) -> None:
+        try:
+            async for one in stream:
+                arrived.put_nowait((place, one))
+            arrived.put_nowait(None)
+        except Exception as error:
+            arrived.put_nowait(error)
+
+    tasks = [asyncio.ensure_future(pump(place, stream)) for place, stream in enumerate(streams)]
+    num_running = len(tasks)
+    try:
+        while num_running:
+            one = await arrived.get()
+            if isinstance(one, Exception):
+                raise one
+            if one is None:
+                num_running -= 1
+            else:
+                yield one
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def settled(text: str, stops: Sequence[str]) -> int:
+    """How much of a growing text is sure to be said: nothing from a stop text on, or from what may become one."""
+    length = len(text.rstrip(_HALF))
+    for stop in stops:
+        found = text.find(stop)
+        begun = next((size for size in range(min(len(stop), len(text)), 0, -1) if text.endswith(stop[:size])), 0)
+        length = min(length, found if found >= 0 else len(text) - begun)
+    return length
+
+
+class _Speaker:
+    """Says one choice piece by piece; the pieces together are exactly the text of the whole answer."""
+
+    def __init__(self, sample: Sample, engine: LanguageEngine) -> None:
+        self._sample, self._engine = sample, engine
+        self._token_ids: tuple[int, ...] = ()
+        self._num_said = -len(sample.echo)
+
+    def say(self, choice: Choice) -> CompletionChoice | None:
+        """The piece that a token makes sayable, or None if there is nothing to tell."""
+        before, self._token_ids = self._token_ids, (*self._token_ids, choice.token_id)
+        text = self._engine.tokenizer.decode(self._token_ids)
+        added = self._added(text[: settled(text, self._sample.sampling.stop)])
+        asked = self._sample.sampling.logprobs is not None
+        if not (added or asked):
+            return None
+        logprobs = logprobs_of([choice], before, self._engine) if asked else None
+        return CompletionChoice(index=self._sample.index, text=added, logprobs=logprobs)
+
+    def end(self, done: Completion) -> CompletionChoice:
+        """The last piece, with what ran."""
+        return CompletionChoice(
+            index=self._sample.index,
+            text=self._added(done.text),
+            finish_reason=done.finish_reason,
+            fathom=ran_of(done, self._sample, self._engine),
+        )
+
+    def _added(self, text: str) -> str:
+        begins, self._num_said = self._num_said, max(self._num_said, len(text))
+        return self._sample.echo[begins:] + text if begins < 0 else text[begins:]
+
+
+def _event(chunk: CompletionResponse) -> bytes:
+    return b"data: " + chunk.model_dump_json().encode() + b"\n\n"

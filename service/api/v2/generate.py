@@ -1,0 +1,111 @@
+"""POST /v2/models/{model}/generate and /generate_stream: text in, text out."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import orjson
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from models.errors import InputError
+from service.api import sse
+from service.api.schemas import SamplingParameters
+from service.api.state import MemoryState, RegistryState
+from service.api.v2.body import JSON, TensorRoute
+from service.api.v2.schemas import GenerateRan, GenerateRequest, GenerateResponse
+from service.cola.memory import Memory
+from service.engine.engine import Engine
+from service.engine.language import Completion, LanguageEngine
+from service.engine.sampling import Sampling
+from service.problems import problem_of
+
+_STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+
+router = APIRouter(prefix="/v2", route_class=TensorRoute)
+
+
+@router.post("/models/{model}/versions/{version}/generate", response_model=GenerateResponse)
+@router.post("/models/{model}/generate", response_model=GenerateResponse)
+async def generate(
+    model: str, body: GenerateRequest, registry: RegistryState, memory: MemoryState, version: str | None = None
+) -> Response:
+    """Continue a text."""
+    engine = _engine(registry.get(model, version), body, streams=False)
+    body = await _recalled(body, engine, memory)
+    (done,) = await engine.generate([body.text_input], body.parameters.chain, sampling(body.parameters))
+    return Response(_told(body, engine, done.text, done).model_dump_json(exclude_none=True), media_type=JSON)
+
+
+@router.post("/models/{model}/versions/{version}/generate_stream", response_model=GenerateResponse, responses=_STREAM)
+@router.post("/models/{model}/generate_stream", response_model=GenerateResponse, responses=_STREAM)
+async def generate_stream(
+    model: str, body: GenerateRequest, registry: RegistryState, memory: MemoryState, version: str | None = None
+) -> Response:
+    """Continue a text, as server-sent events: each adds to the text, the last says what ran, or what went wrong."""
+    engine = _engine(registry.get(model, version), body, streams=True)
+    body = await _recalled(body, engine, memory)
+    return await sse.stream(_to_the_end(_events(body, engine)))
+
+
+def sampling(parameters: SamplingParameters) -> Sampling:
+    """How tokens are chosen."""
+    said = parameters.model_dump(include=set(SamplingParameters.model_fields))
+    return Sampling(**{**said, "stop": tuple(parameters.stop)})
+
+
+def _engine(engine: Engine, body: GenerateRequest, streams: bool) -> LanguageEngine:
+    name, said = engine.manifest.name, body.parameters.stream
+    if not isinstance(engine, LanguageEngine):
+        raise InputError(f"model {name!r} writes no text; POST /v2/models/{name}/infer")
+    if said not in (None, streams):
+        route = "generate_stream" if said else "generate"
+        raise InputError(f"parameters.stream is {str(said).lower()}; POST /v2/models/{name}/{route}")
+    return engine
+
+
+async def _recalled(body: GenerateRequest, engine: LanguageEngine, memory: Memory) -> GenerateRequest:
+    chain = await memory.resolve(body.parameters.chain, engine, [body.text_input])
+    return body.model_copy(update={"parameters": body.parameters.model_copy(update={"chain": chain})})
+
+
+def _told(body: GenerateRequest, engine: LanguageEngine, text: str, done: Completion | None) -> GenerateResponse:
+    parameters = done and GenerateRan(
+        chain=done.chain.format(),
+        layers_executed=done.layers_executed,
+        layers_full=done.layers_full,
+        finish_reason=done.finish_reason,
+    )
+    name, version = engine.manifest.name, engine.manifest.version
+    return GenerateResponse(model_name=name, model_version=version, id=body.id, text_output=text, parameters=parameters)
+
+
+async def _events(body: GenerateRequest, engine: LanguageEngine) -> AsyncGenerator[bytes]:
+    """The text in pieces. What may turn out to begin a stop text is held back: that text is no part of the answer."""
+    held = max((len(stop) for stop in body.parameters.stop), default=0)
+    text, num_sent = "", 0
+    async for one in engine.stream(body.text_input, body.parameters.chain, sampling(body.parameters)):
+        if isinstance(one, Completion):
+            yield _event(_told(body, engine, one.text[num_sent:], one))
+            return
+        # A stop text ends in the newest token, if anywhere: it begins at most its length less one before that.
+        safe = max(num_sent, len(text) - held + 1) if held else len(text) + len(one[0])
+        text += one[0]
+        if safe > num_sent:
+            yield _event(_told(body, engine, text[num_sent:safe], None))
+            num_sent = safe
+
+
+async def _to_the_end(events: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    """The events; what fails after the first becomes the last, in the protocol's error shape."""
+    async with aclosing(events):
+        yield await anext(events)
+        try:
+            async for one in events:
+                yield one
+        except Exception as error:
+            yield b"data: " + bytes(problem_of(error).body) + b"\n\n"
+
+
+def _event(told: GenerateResponse) -> bytes:
+    return b"data: " + orjson.dumps(told.model_dump(exclude_none=True)) + b"\n\n"

@@ -1,0 +1,125 @@
+"""POST /v2/models/{model}/infer: tensors in, tensors out, as JSON or as bytes, along any chain."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from models.chain import Chain
+from models.errors import InputError
+from service.api.state import MemoryState, RegistryState, SettingsState
+from service.api.v2 import rows, tensors, texts
+from service.api.v2.body import BINARY, DOCUMENT_BYTES, JSON, TensorRequest, TensorRoute
+from service.api.v2.generate import sampling
+from service.api.v2.schemas import InferRequest, InferResponse, Ran
+from service.api.v2.tensors import Output
+from service.cola.memory import Memory
+from service.engine.engine import Engine
+from service.engine.language import LanguageEngine
+from service.engine.tensor import TensorEngine
+
+# What a model without text can be told.
+_FOR_TENSORS = {"chain", "binary_data_output"}
+_AS_BYTES = {BINARY: {"schema": {"type": "string", "format": "binary"}}}
+_HEADER = {
+    "name": DOCUMENT_BYTES,
+    "in": "header",
+    "description": "bytes of the JSON document, where binary tensors lie behind it",
+    "schema": {"type": "integer", "minimum": 1},
+}
+_ROUTE: dict[str, Any] = {
+    "response_model": InferResponse,
+    "responses": {200: {"content": _AS_BYTES}},
+    "openapi_extra": {"parameters": [_HEADER], "requestBody": {"content": _AS_BYTES}},
+}
+
+router = APIRouter(prefix="/v2", route_class=TensorRoute)
+
+
+@router.post("/models/{model}/versions/{version}/infer", **_ROUTE)
+@router.post("/models/{model}/infer", **_ROUTE)
+async def infer(
+    model: str,
+    body: InferRequest,
+    request: TensorRequest,
+    registry: RegistryState,
+    settings: SettingsState,
+    memory: MemoryState,
+    version: str | None = None,
+) -> Response:
+    """Run every row along its chain."""
+    engine = registry.get(model, version)
+    _check_names(body, engine)
+    if isinstance(engine, LanguageEngine):
+        prompts = texts.read(body.inputs, request.binary, settings.max_inputs)
+        _check_outputs(body, [texts.OUTPUT.name])
+        return await _generate(body, engine, prompts, memory)
+    assert isinstance(engine, TensorEngine)
+    arrays = tensors.read(body.inputs, request.binary, engine.manifest.inputs)
+    _check_outputs(body, [spec.name for spec in engine.manifest.outputs])
+    return await _run(body, engine, arrays, memory)
+
+
+async def _generate(body: InferRequest, engine: LanguageEngine, prompts: list[str], memory: Memory) -> Response:
+    chain = await memory.resolve(body.parameters.chain, engine, prompts)
+    done = await engine.generate(prompts, chain, sampling(body.parameters))
+    answer = texts.write([one.text for one in done], body.inputs[0].shape)
+    executed, full = sum(one.layers_executed for one in done), sum(one.layers_full for one in done)
+    return _response(body, engine, [answer], ran([one.chain for one in done], executed, full))
+
+
+async def _run(body: InferRequest, engine: TensorEngine, arrays: dict[str, tensors.Array], memory: Memory) -> Response:
+    if foreign := sorted(body.parameters.model_fields_set - _FOR_TENSORS):
+        raise InputError(f"model {engine.manifest.name!r} writes no text; leave {foreign} out of the parameters")
+    chain = await memory.resolve(body.parameters.chain, engine, arrays)
+    chains = engine.chains(chain, len(next(iter(arrays.values()))))
+    outputs = await rows.run(engine, arrays, chains)
+    answers = [tensors.write(outputs[spec.name], spec) for spec in engine.manifest.outputs]
+    executed = sum(len(one) for one in chains)
+    return _response(body, engine, answers, ran(chains, executed, engine.num_layers * len(chains)))
+
+
+def ran(chains: Sequence[Chain], executed: int, full: int) -> Ran:
+    """What a response says of the chains of its rows, in text form."""
+    different = set(chains)
+    chain = next(iter(different)).format() if len(different) == 1 else [one.format() for one in chains]
+    return Ran(chain=chain, layers_executed=executed, layers_full=full)
+
+
+def _check_names(body: InferRequest, engine: Engine) -> None:
+    manifest = engine.manifest
+    for said, name in ((body.model_name, manifest.name), (body.model_version, manifest.version)):
+        if said not in (None, "", name):
+            raise InputError(f"the body names {said!r:.60} and the path {name!r}; leave it out of the body")
+
+
+def _check_outputs(body: InferRequest, names: Sequence[str]) -> None:
+    for wanted in body.outputs:
+        if wanted.name not in names:
+            raise InputError(f"there is no output {wanted.name!r:.60}; the model gives {list(names)}")
+
+
+def _response(body: InferRequest, engine: Engine, outputs: Sequence[Output], told: Ran) -> Response:
+    by_name = {output.name: output for output in outputs}
+    default = body.parameters.binary_data_output
+    wanted = {one.name: one.parameters.binary_data for one in body.outputs} or dict.fromkeys(by_name)
+    chosen = [(by_name[name], default if said is None else said) for name, said in wanted.items()]
+    head = {
+        "model_name": engine.manifest.name,
+        "model_version": engine.manifest.version,
+        **({} if body.id is None else {"id": body.id}),
+        "parameters": told.model_dump(),
+        "outputs": [_entry(output, is_binary) for output, is_binary in chosen],
+    }
+    document = orjson.dumps(head, option=orjson.OPT_SERIALIZE_NUMPY)
+    if not any(is_binary for _, is_binary in chosen):
+        return Response(document, media_type=JSON)
+    parts = [document, *(output.raw for output, is_binary in chosen if is_binary)]
+    return Response(b"".join(parts), headers={DOCUMENT_BYTES: str(len(document))}, media_type=BINARY)
+
+
+def _entry(output: Output, is_binary: bool) -> dict[str, Any]:
+    data = {"parameters": {"binary_data_size": len(output.raw)}} if is_binary else {"data": output.data}
+    return {"name": output.name, "shape": output.shape, "datatype": output.datatype, **data}
