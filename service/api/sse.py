@@ -1,5 +1,6 @@
 """Server-sent events, and errors after the first byte as a last event."""
 
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
@@ -7,6 +8,8 @@ import orjson
 from starlette.responses import StreamingResponse
 
 from service.problems import problem_of
+
+_log = logging.getLogger("fathom.http")
 
 
 def event(name: str, data: object) -> bytes:
@@ -25,6 +28,9 @@ async def stream(events: AsyncGenerator[bytes]) -> StreamingResponse:
                 async for one in events:
                     yield one
             except Exception as error:
-                yield b"event: problem\ndata: " + bytes(problem_of(error).body) + b"\n\n"
+                told = problem_of(error)
+                if told.status_code == 500:
+                    _log.error("a stream failed after its first event", exc_info=error)
+                yield b"event: problem\ndata: " + bytes(told.body) + b"\n\n"
 
     return StreamingResponse(body(), media_type="text/event-stream", headers={"cache-control": "no-store"})

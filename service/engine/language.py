@@ -11,6 +11,7 @@ from models.lm.tokenizer import Tokenizer
 from service.backends.protocol import Backend
 from service.engine.engine import ChainValue, Engine, EngineLimits, new_future
 from service.engine.sampling import Choice, Sampling
+from service.engine.spoken import Spoken
 from service.engine.work import FinishReason, Generated, GenerateWork, Score, ScoreWork, Timing
 from service.metrics import ModelMetrics
 
@@ -90,18 +91,19 @@ class LanguageEngine(Engine):
     async def stream(
         self, prompt: str | Sequence[int], chain: ChainValue, sampling: Sampling
     ) -> AsyncIterator[tuple[str, Choice] | Completion]:
-        """Yield each token with the text it adds, then the completion. Leaving early frees the sequence."""
+        """Yield each token with the text it makes sure, then the completion. Leaving early frees the sequence.
+
+        No text is of a stop text, or of what may become one; what was held back in vain is in the completion's text.
+        """
         loop, tokens = asyncio.get_running_loop(), asyncio.Queue[Choice | None]()
         work = self._work(prompt, self.chains(chain, 1)[0], sampling)
         work.on_choice = lambda choice: _tell(loop, tokens, choice)
         task = asyncio.ensure_future(self.run([work]))
         task.add_done_callback(lambda _: tokens.put_nowait(None))
-        seen: tuple[int, ...] = ()
+        spoken = Spoken(self.tokenizer.decode, sampling.stop)
         try:
             while (choice := await tokens.get()) is not None:
-                added = self._added_text(seen, choice.token_id)
-                seen = (*seen, choice.token_id)
-                yield added, choice
+                yield spoken.add(choice.token_id), choice
             (answer,) = await task
             yield self._completion(work, answer)
         finally:
@@ -182,10 +184,6 @@ class LanguageEngine(Engine):
             num_prompt_tokens=len(work.token_ids) - work.num_targets,
             timing=score.timing,
         )
-
-    def _added_text(self, seen: tuple[int, ...], token_id: int) -> str:
-        before = self.tokenizer.decode(seen)
-        return self.tokenizer.decode((*seen, token_id))[len(before) :]
 
 
 def _tell(loop: asyncio.AbstractEventLoop, tokens: "asyncio.Queue[Choice | None]", choice: Choice) -> None:

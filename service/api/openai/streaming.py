@@ -13,8 +13,6 @@ from service.engine.language import Completion, LanguageEngine
 from service.engine.sampling import Choice
 
 _T = TypeVar("_T")
-# What decoding gives for half a character; a later token completes it.
-_HALF = "\ufffd"
 
 
 async def events(
@@ -29,7 +27,7 @@ async def events(
             if isinstance(one, Completion):
                 done[place] = one
                 yield _event(answer.model_copy(update={"choices": [speakers[place].end(one)]}))
-            elif said := speakers[place].say(one[1]):
+            elif said := speakers[place].say(*one):
                 yield _event(answer.model_copy(update={"choices": [said]}))
     if body.stream_options and body.stream_options.include_usage:
         usage = usage_of([done[place] for place in range(len(samples))], body.n)
@@ -65,47 +63,36 @@ async def merged(streams: Sequence[AsyncIterator[_T]]) -> AsyncGenerator[tuple[i
             task.cancel()
 
 
-def settled(text: str, stops: Sequence[str]) -> int:
-    """How much of a growing text is sure to be said: nothing from a stop text on, or from what may become one."""
-    length = len(text.rstrip(_HALF))
-    for stop in stops:
-        found = text.find(stop)
-        begun = next((size for size in range(min(len(stop), len(text)), 0, -1) if text.endswith(stop[:size])), 0)
-        length = min(length, found if found >= 0 else len(text) - begun)
-    return length
-
-
 class _Speaker:
     """Says one choice piece by piece; the pieces together are exactly the text of the whole answer."""
 
     def __init__(self, sample: Sample, engine: LanguageEngine) -> None:
         self._sample, self._engine = sample, engine
         self._token_ids: tuple[int, ...] = ()
-        self._num_said = -len(sample.echo)
+        self._echo, self._num_said = sample.echo, 0
 
-    def say(self, choice: Choice) -> CompletionChoice | None:
-        """The piece that a token makes sayable, or None if there is nothing to tell."""
+    def say(self, added: str, choice: Choice) -> CompletionChoice | None:
+        """The piece that a token makes sure, or None if there is nothing to tell."""
         before, self._token_ids = self._token_ids, (*self._token_ids, choice.token_id)
-        text = self._engine.tokenizer.decode(self._token_ids)
-        added = self._added(text[: settled(text, self._sample.sampling.stop)])
+        self._num_said += len(added)
         asked = self._sample.sampling.logprobs is not None
-        if not (added or asked):
+        if not (added or self._echo or asked):
             return None
         logprobs = logprobs_of([choice], before, self._engine) if asked else None
-        return CompletionChoice(index=self._sample.index, text=added, logprobs=logprobs)
+        return CompletionChoice(index=self._sample.index, text=self._with_echo(added), logprobs=logprobs)
 
     def end(self, done: Completion) -> CompletionChoice:
         """The last piece, with what ran."""
         return CompletionChoice(
             index=self._sample.index,
-            text=self._added(done.text),
+            text=self._with_echo(done.text[self._num_said :]),
             finish_reason=done.finish_reason,
             fathom=ran_of(done, self._sample, self._engine),
         )
 
-    def _added(self, text: str) -> str:
-        begins, self._num_said = self._num_said, max(self._num_said, len(text))
-        return self._sample.echo[begins:] + text if begins < 0 else text[begins:]
+    def _with_echo(self, text: str) -> str:
+        echo, self._echo = self._echo, ""
+        return echo + text
 
 
 def _event(chunk: CompletionResponse) -> bytes:

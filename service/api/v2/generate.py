@@ -81,19 +81,15 @@ def _told(body: GenerateRequest, engine: LanguageEngine, text: str, done: Comple
 
 
 async def _events(body: GenerateRequest, engine: LanguageEngine) -> AsyncGenerator[bytes]:
-    """The text in pieces. What may turn out to begin a stop text is held back: that text is no part of the answer."""
-    held = max((len(stop) for stop in body.parameters.stop), default=0)
-    text, num_sent = "", 0
+    """The text in pieces."""
+    num_sent = 0
     async for one in engine.stream(body.text_input, body.parameters.chain, sampling(body.parameters)):
         if isinstance(one, Completion):
             yield _event(_told(body, engine, one.text[num_sent:], one))
             return
-        # A stop text ends in the newest token, if anywhere: it begins at most its length less one before that.
-        safe = max(num_sent, len(text) - held + 1) if held else len(text) + len(one[0])
-        text += one[0]
-        if safe > num_sent:
-            yield _event(_told(body, engine, text[num_sent:safe], None))
-            num_sent = safe
+        if added := one[0]:
+            yield _event(_told(body, engine, added, None))
+            num_sent += len(added)
 
 
 async def _to_the_end(events: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:

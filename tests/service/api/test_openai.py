@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from models.errors import UnavailableError
-from service.api.openai.streaming import merged, settled
+from service.api.openai.streaming import merged
 from service.engine.language import LanguageEngine
 
 LM = {"model": "tinylm", "prompt": "12+7="}
@@ -214,25 +214,6 @@ def test_stream_never_says_a_part_of_a_stop_text(server: Any) -> None:
         stop = whole[start : start + 2]
         pieces = _pieces(_chunks(server, stop=[stop]), 0)
         assert "".join(piece["text"] for piece in pieces) == whole.partition(stop)[0]
-
-
-@pytest.mark.parametrize(
-    ("text", "stops", "length"),
-    [
-        ("", ["a"], 0),
-        ("abc", [], 3),
-        ("abc", ["d"], 3),
-        ("abc", ["cd"], 2),
-        ("abab", ["abac"], 2),
-        ("abc", ["bc", "c"], 1),
-        ("abca", ["bc"], 1),
-        ("aa", ["aaa"], 0),
-        ("ab\ufffd", [], 2),
-        ("ab\ufffd", ["bc"], 2),
-    ],
-)
-def test_text_is_settled_up_to_what_may_become_a_stop_text(text: str, stops: list[str], length: int) -> None:
-    assert settled(text, stops) == length
 
 
 def test_merged_streams_end_together_when_one_fails_or_the_reader_leaves() -> None:

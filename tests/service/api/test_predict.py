@@ -163,6 +163,14 @@ def _events(text: str) -> list[tuple[str, Any]]:
     return [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in lines]
 
 
+def test_stream_never_tells_a_stop_text(server: Any) -> None:
+    whole = server.predict("tinylm", ["12+7="])["outputs"][0]["text"]
+    body = {"model": "tinylm", "inputs": ["12+7="], "parameters": {"stop": [whole[2:4]]}}
+    *tokens, (_, done) = _stream(server, "/predict", **body)
+    (output,) = done["outputs"]
+    assert output["text"] == whole.partition(whole[2:4])[0] == "".join(token["text"] for _, token in tokens)
+
+
 def test_stream_gives_each_token_and_then_the_answer(server: Any) -> None:
     whole = server.predict("tinylm", ["12+7="], chain="0,0,2")["outputs"][0]
     *tokens, (last, done) = _stream(server, "/predict", model="tinylm", inputs=["12+7="], chain="0,0,2")
