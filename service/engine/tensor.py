@@ -1,6 +1,6 @@
 """A tensor model: rows in, rows out, each along its own chain."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,12 +44,26 @@ class TensorEngine(Engine):
         arrays = read_inputs(inputs, self.manifest.inputs)
         count = len(next(iter(arrays.values())))
         chains = self.chains(chain, count)
-        works = self._split(arrays, chains)
-        answers: list[Tensors] = await self.run(works)
-        rows = [row for work, answer in zip(works, answers, strict=True) for row in self._rows(work, answer)]
-        timing = answers[-1].timing
-        self.metrics.observe_samples(chains, [1] * count, self.num_layers, timing)
+        outputs, timing = await self.forward(arrays, chains)
+        lists = {name: array.tolist() for name, array in outputs.items()}
+        rows = [
+            Row({name: values[place] for name, values in lists.items()}, chain, len(chain), self.num_layers)
+            for place, chain in enumerate(chains)
+        ]
         return rows, timing
+
+    async def forward(self, arrays: dict[str, Array], chains: tuple[Chain, ...]) -> tuple[dict[str, Array], Timing]:
+        """Outputs by name, [B, ...] each, of inputs that `read_inputs` has checked, [B, ...] each.
+
+        Raises ChainError if a chain's numbers overflow, LengthError or OverloadError if the queue has no room.
+        """
+        answers: list[Tensors] = await self.run(self._split(arrays, chains))
+        outputs = {name: _joined([answer.outputs[name] for answer in answers]) for name in answers[0].outputs}
+        if self.num_layers:
+            _check_finite(outputs, chains)
+        timing = answers[-1].timing
+        self.metrics.observe_samples(chains, [1] * len(chains), self.num_layers, timing)
+        return outputs, timing
 
     def _split(self, arrays: dict[str, Array], chains: tuple[Chain, ...]) -> list[TensorWork]:
         size = self.limits.batch.max_rows
@@ -60,16 +74,6 @@ class TensorEngine(Engine):
                 chains=chains[start : start + size],
             )
             for start in range(0, len(chains), size)
-        ]
-
-    def _rows(self, work: TensorWork, answer: Tensors) -> list[Row]:
-        for place, chain in enumerate(work.chains if self.num_layers else ()):
-            if not all(np.isfinite(array[place]).all() for array in answer.outputs.values()):
-                raise overflow(chain)
-        lists = {name: array.tolist() for name, array in answer.outputs.items()}
-        return [
-            Row({name: values[i] for name, values in lists.items()}, chain, len(chain), self.num_layers)
-            for i, chain in enumerate(work.chains)
         ]
 
 
@@ -87,6 +91,17 @@ def read_inputs(inputs: object, specs: tuple[TensorSpec, ...]) -> dict[str, Arra
     if len(set(counts.values())) > 1:
         raise InputError(f"the inputs have different numbers of rows, {counts}; send as many of each")
     return arrays
+
+
+def _joined(parts: Sequence[Array]) -> Array:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _check_finite(outputs: Mapping[str, Array], chains: Sequence[Chain]) -> None:
+    for array in outputs.values():
+        is_finite = np.isfinite(array).reshape(len(chains), -1).all(axis=1)
+        if not is_finite.all():
+            raise overflow(chains[int(is_finite.argmin())])
 
 
 def _only_input(inputs: object, specs: tuple[TensorSpec, ...]) -> dict[str, object]:

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from models.chain import Chain
 from models.errors import InputError
 from service.api.state import MemoryState, RegistryState, SettingsState
-from service.api.v2 import rows, tensors, texts
+from service.api.v2 import tensors, texts
 from service.api.v2.body import BINARY, DOCUMENT_BYTES, JSON, TensorRequest, TensorRoute
 from service.api.v2.generate import sampling
 from service.api.v2.schemas import InferRequest, InferResponse, Ran
@@ -75,7 +75,7 @@ async def _run(body: InferRequest, engine: TensorEngine, arrays: dict[str, tenso
         raise InputError(f"model {engine.manifest.name!r} writes no text; leave {foreign} out of the parameters")
     chain = await memory.resolve(body.parameters.chain, engine, arrays)
     chains = engine.chains(chain, len(next(iter(arrays.values()))))
-    outputs = await rows.run(engine, arrays, chains)
+    outputs, _ = await engine.forward(arrays, chains)
     answers = [tensors.write(outputs[spec.name], spec) for spec in engine.manifest.outputs]
     executed = sum(len(one) for one in chains)
     return _response(body, engine, answers, ran(chains, executed, engine.num_layers * len(chains)))
