@@ -14,8 +14,34 @@ from service.cola.space import MAX_BLOCK, MAX_GROWTH, check_lengths, check_not_e
 _Block: TypeAlias = tuple[int, int]
 
 
+class _Ordered:
+    """Edits of chains in layer order, from the skips and the repeats of a chain that a space allows."""
+
+    __slots__ = ()
+
+    def edits(self, chain: Chain) -> list[Chain]:
+        """By visit, then skips before repeats, then by block."""
+        skips, repeats = self._skips(chain), self._repeats(chain)
+        return [edited for _, edited in sorted(skips + repeats, key=lambda one: one[0][0])]
+
+    def draw(self, chain: Chain, rng: random.Random, influence: Sequence[float] = ()) -> Iterator[Chain]:
+        """Skips and repeats in even parts, those first that leave out the least influence."""
+        skips, repeats = self._skips(chain), self._repeats(chain)
+        rng.shuffle(skips)
+        rng.shuffle(repeats)
+        if influence:
+            skips.sort(key=lambda one: sum(influence[layer] for layer in chain.layers[one[0][0] : sum(one[0])]))
+        return (edited for _, edited in even([iter(pool) for pool in (skips, repeats)], rng))
+
+    def _skips(self, chain: Chain) -> list[tuple[_Block, Chain]]:
+        raise NotImplementedError
+
+    def _repeats(self, chain: Chain) -> list[tuple[_Block, Chain]]:
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, slots=True)
-class PolarSpace:
+class PolarSpace(_Ordered):
     """Segments of at most `max_block` layers, each skipped, kept or passed once more: arXiv 2606.06574.
 
     An edit turns one block of kept layers into such a segment, so nothing nests and no edit is undone.
@@ -49,15 +75,6 @@ class PolarSpace:
         check_not_empty(space, "segment")
         return space
 
-    def edits(self, chain: Chain) -> list[Chain]:
-        """By visit, then skips before repeats, then by block."""
-        skips, repeats = self._skips(chain), self._repeats(chain)
-        return [edited for _, edited in sorted(skips + repeats, key=lambda one: one[0][0])]
-
-    def draw(self, chain: Chain, rng: random.Random, influence: Sequence[float] = ()) -> Iterator[Chain]:
-        """Skips and repeats in even parts."""
-        return _drawn(chain, self._skips(chain), self._repeats(chain), rng, influence)
-
     def count_below(self, length: int) -> int:
         counts = _counts(self.num_layers, self.min_edit_layer, self.max_block, None)
         return sum(counts[one] for one in range(self.min_length, length))
@@ -72,7 +89,7 @@ class PolarSpace:
 
 
 @dataclass(frozen=True, slots=True)
-class DrLLMSpace:
+class DrLLMSpace(_Ordered):
     """Each layer skipped, executed or repeated once, no three in a row skipped: arXiv 2510.12773."""
 
     name: ClassVar[str] = "drllm"
@@ -94,15 +111,6 @@ class DrLLMSpace:
         space = cls(num_layers, min_length, longest, min_edit_layer)
         check_not_empty(space, "skip or repeat")
         return space
-
-    def edits(self, chain: Chain) -> list[Chain]:
-        """By visit, then skips before repeats, then by block."""
-        skips, repeats = self._skips(chain), self._repeats(chain)
-        return [edited for _, edited in sorted(skips + repeats, key=lambda one: one[0][0])]
-
-    def draw(self, chain: Chain, rng: random.Random, influence: Sequence[float] = ()) -> Iterator[Chain]:
-        """Skips and repeats in even parts."""
-        return _drawn(chain, self._skips(chain), self._repeats(chain), rng, influence)
 
     def count_below(self, length: int) -> int:
         counts = _counts(self.num_layers, self.min_edit_layer, 1, self.max_skip_run)
@@ -130,20 +138,6 @@ def _kept_blocks(chain: Chain, max_block: int, first_layer: int) -> list[_Block]
             if layer >= first_layer:
                 blocks.append((visit, size))
     return blocks
-
-
-def _drawn(
-    chain: Chain,
-    skips: list[tuple[_Block, Chain]],
-    repeats: list[tuple[_Block, Chain]],
-    rng: random.Random,
-    influence: Sequence[float],
-) -> Iterator[Chain]:
-    rng.shuffle(skips)
-    rng.shuffle(repeats)
-    if influence:
-        skips.sort(key=lambda one: sum(influence[layer] for layer in chain.layers[one[0][0] : sum(one[0])]))
-    return (edited for _, edited in even([iter(pool) for pool in (skips, repeats)], rng))
 
 
 def _longest_gap(chain: Chain, num_layers: int) -> int:
