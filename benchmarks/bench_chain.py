@@ -14,8 +14,10 @@ from pathlib import Path
 from report import report
 
 from exporters.export import export_checkpoint, find_checkpoint
+from service.engine.engine import new_future
 from service.engine.language import LanguageEngine
 from service.engine.sampling import Sampling
+from service.engine.work import Generated, GenerateWork
 from service.metrics import Metrics
 from service.registry import Registry
 from service.settings import Settings
@@ -26,11 +28,22 @@ CHAINS = {"full": "full", "half": "0-1,3,5,8,11", "quarter": "0,4,11", "looped":
 
 
 async def seconds(engine: LanguageEngine, chain: str, batch: int) -> float:
-    """Compute seconds of one request of `batch` equal prompts."""
-    prompts, sampling = [PROMPT] * batch, Sampling(max_new_tokens=TOKENS, temperature=1.0)
-    done = await engine.generate(prompts, chain, sampling)
-    passes = max(len(one.choices) for one in done)
-    return max(one.timing.compute_s for one in done) / passes
+    """Compute seconds per pass of `batch` equal prompts; no token ends them, so that every chain makes all passes."""
+    works = [
+        GenerateWork(
+            future=new_future(),
+            prompt=engine.encode(PROMPT),
+            chain=one,
+            sampling=Sampling(max_new_tokens=TOKENS),
+            eos_token_ids=(),
+            max_tokens=engine.language.max_length,
+            text_of=engine.tokenizer.decode,
+        )
+        for one in engine.chains(chain, batch)
+    ]
+    done: list[Generated] = await engine.run(works)
+    assert all(one.num_passes == TOKENS for one in done)
+    return max(one.timing.compute_s for one in done) / TOKENS
 
 
 async def measure(repository: Path, backend: str, batch: int) -> list[dict[str, object]]:
