@@ -2,11 +2,10 @@
 
 import asyncio
 import logging
+import os
 import re
 import time
-import uuid
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,6 +16,7 @@ from service.metrics import Metrics
 from service.problems import problem, problem_of, request_path
 
 _log = logging.getLogger("fathom.access")
+_ID_HEADER = b"x-request-id"
 _USABLE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # Asked for every few seconds by machines, and answered whatever else is going on.
 _OPERATIONS = ("/health", "/metrics", "/v2/health")
@@ -33,7 +33,7 @@ class AccessMiddleware:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        identifier = _request_id(Headers(scope=scope).get("x-request-id"))
+        identifier = _request_id(scope)
         token, path_token = request_id.set(identifier), request_path.set(scope["path"])
         status = 0
 
@@ -41,7 +41,7 @@ class AccessMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = identifier
+                message["headers"] = [*message.get("headers", ()), (_ID_HEADER, identifier.encode())]
             await send(message)
 
         try:
@@ -70,9 +70,10 @@ class AccessMiddleware:
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")
         outcome = str(status or "disconnected")
-        self._metrics.requests.labels(route, outcome).inc()
-        self._metrics.request_seconds.labels(route).observe(seconds)
+        self._metrics.observe_request(route, outcome, seconds)
         level = logging.DEBUG if scope["path"].startswith(_OPERATIONS) else logging.INFO
+        if not _log.isEnabledFor(level):
+            return
         fields = {"method": scope["method"], "path": scope["path"], "status": status, "seconds": round(seconds, 6)}
         _log.log(level, "request", extra={"fields": fields})
 
@@ -83,5 +84,6 @@ def _refusal(reason: str) -> Response:
     return response
 
 
-def _request_id(sent: str | None) -> str:
-    return sent if sent and _USABLE_ID.fullmatch(sent) else uuid.uuid4().hex
+def _request_id(scope: Scope) -> str:
+    sent = next((value.decode("latin-1") for name, value in scope["headers"] if name == _ID_HEADER), "")
+    return sent if _USABLE_ID.fullmatch(sent) else os.urandom(16).hex()

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 
 from service.access import AccessMiddleware
 from service.api import chains, cola, health, jobs, models, openai, predict, v2
+from service.api.direct import DirectMiddleware
 from service.cola.database import Database
 from service.cola.jobs import JobLimits, Jobs
 from service.cola.memory import Memory
@@ -47,8 +48,9 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings, app.state.registry = settings, registry
     app.state.memory, app.state.jobs = Memory(database), search_jobs
     app.state.metrics, app.state.lifecycle = process_metrics, lifecycle
-    app.add_middleware(AccessMiddleware, metrics=process_metrics, lifecycle=lifecycle)
     add_handlers(app)
     for module in (predict, cola, chains, jobs, models, openai, v2, health):
         app.include_router(module.router)
+    app.add_middleware(DirectMiddleware, routes=predict.router.routes)
+    app.add_middleware(AccessMiddleware, metrics=process_metrics, lifecycle=lifecycle)
     return app

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import orjson
 from pydantic import BaseModel, ValidationError
 
 from models.artifact import list_versions, read_manifest
@@ -25,8 +26,9 @@ async def predict_locally(repository: Path | None, body: dict[str, Any]) -> dict
     """The answer of POST /predict."""
     request = _validate(PredictRequest, body)
     async with _engine(repository, request.model) as engine, open_memory(repository) as memory:
-        request = await predict.recalled(request, engine, memory)
-        return (await predict.answer(request, engine)).model_dump(exclude_none=True)
+        await predict.recall(request, engine, memory)
+        answer: dict[str, Any] = orjson.loads(await predict.answer(request, engine))
+        return answer
 
 
 async def search_locally(

@@ -28,8 +28,10 @@ class JsonFormatter(logging.Formatter):
         return orjson.dumps(line, default=str).decode()
 
 
-def configure_logs(level: str = "INFO") -> None:
-    """Send every log line of this process to standard error as JSON."""
+def configure_logs(level: str = "INFO", *, with_access: bool = True) -> None:
+    """Send every log line of this process to standard error as JSON; a line for each request only `with_access`."""
+    # What no line says need not be looked up for each.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
@@ -37,3 +39,4 @@ def configure_logs(level: str = "INFO") -> None:
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
     logging.getLogger("uvicorn.access").disabled = True  # the service writes its own, with the request id
+    logging.getLogger("fathom.access").setLevel(logging.NOTSET if with_access else logging.WARNING)

@@ -47,6 +47,7 @@ class Metrics:
 
         self.requests = counter("requests", "HTTP requests answered", ("route", "outcome"))
         self.request_seconds = histogram("request_seconds", "Whole request", _SECONDS, ("route",))
+        self._request_series: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
         self.queue_seconds = histogram("queue_seconds", "A sample's wait for the device", _SECONDS)
         self.compute_seconds = histogram("compute_seconds", "A sample's time from leaving the queue", _SECONDS)
         self.first_token_seconds = histogram("time_to_first_token_seconds", "From arrival", _SECONDS)
@@ -80,6 +81,15 @@ class Metrics:
         self.jobs_queued = Gauge("fathom_jobs_queued", "Jobs that wait", registry=registry)
         self.jobs_running = Gauge("fathom_jobs_running", "Jobs that run", registry=registry)
 
+    def observe_request(self, route: str, outcome: str, seconds: float) -> None:
+        """Count an answered request."""
+        series = self._request_series.get((route, outcome))
+        if series is None:
+            series = self.requests.labels(route, outcome), self.request_seconds.labels(route)
+            self._request_series[route, outcome] = series
+        series[0].inc()
+        series[1].observe(seconds)
+
     def watch_jobs(self, num_queued: Callable[[], int], num_running: Callable[[], int]) -> None:
         """Read the gauges of jobs whenever they are scraped."""
         self.jobs_queued.set_function(num_queued)
@@ -98,6 +108,11 @@ class ModelMetrics:
         self._layer_calls = metrics.layer_calls.labels(*self.labels)
         self._layer_evaluations = metrics.layer_evaluations.labels(*self.labels)
         self._layer_call_rows = metrics.layer_call_rows.labels(*self.labels)
+        self._queue_seconds = metrics.queue_seconds.labels(*self.labels)
+        self._compute_seconds = metrics.compute_seconds.labels(*self.labels)
+        self._chain_length = metrics.chain_length.labels(*self.labels)
+        self._layers_answered = metrics.layers_answered.labels(*self.labels)
+        self._layers_full = metrics.layers_full.labels(*self.labels)
         self._layers: dict[int, Counter] = {}
 
     def count_layer_call(self, layer: int, rows: int, tokens: int) -> None:
@@ -111,14 +126,14 @@ class ModelMetrics:
 
     def observe_samples(self, chains: Sequence[Chain], passes: Sequence[int], num_layers: int, timing: Timing) -> None:
         """Count answered samples: their chains, how often each was walked, and how long they took."""
-        self._metrics.queue_seconds.labels(*self.labels).observe(timing.queue_s)
-        self._metrics.compute_seconds.labels(*self.labels).observe(timing.compute_s)
-        lengths = self._metrics.chain_length.labels(*self.labels)
-        for chain in chains if num_layers else ():  # a model that is served whole has none to speak of
-            lengths.observe(len(chain))
-        visits = sum(len(chain) * count for chain, count in zip(chains, passes, strict=True))
-        self._metrics.layers_answered.labels(*self.labels).inc(visits)
-        self._metrics.layers_full.labels(*self.labels).inc(num_layers * sum(passes))
+        self._queue_seconds.observe(timing.queue_s)
+        self._compute_seconds.observe(timing.compute_s)
+        if not num_layers:  # a model that is served whole has no chains to speak of
+            return
+        for chain in chains:
+            self._chain_length.observe(len(chain))
+        self._layers_answered.inc(sum(len(chain) * count for chain, count in zip(chains, passes, strict=True)))
+        self._layers_full.inc(num_layers * sum(passes))
 
     def observe_generation(self, num_prompt_tokens: int, answer: Generated) -> None:
         """Count an answered prompt."""

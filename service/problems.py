@@ -69,6 +69,10 @@ def problem(status: int, title: str, detail: str, **members: object) -> Response
 
 def problem_of(error: Exception) -> Response:
     """The answer to an error; what is not ours says nothing but the request id."""
+    if isinstance(error, BackendError):
+        _log.error("request failed", exc_info=error)
+    if isinstance(error, RequestValidationError):
+        return _malformed(error)
     if isinstance(error, UnsupportedTypeError):
         return problem(415, "Unsupported content type", str(error))
     for kind, status, title in _TABLE:
@@ -85,22 +89,21 @@ def add_handlers(app: FastAPI) -> None:
     """Answer every foreseen error of `app` with a problem document; `service.access` answers the rest."""
 
     @app.exception_handler(FathomError)
-    async def ours(request: Request, error: FathomError) -> Response:
-        if isinstance(error, BackendError):
-            _log.error("request failed", exc_info=error)
-        return problem_of(error)
-
     @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
-        errors = [_field(entry) for entry in error.errors()]
-        named = "; ".join(f"{entry['field']}: {entry['reason']}" for entry in errors[:3])
-        return problem(422, "The request is malformed", named, errors=errors[:20])
+    async def foreseen(request: Request, error: Exception) -> Response:
+        return problem_of(error)
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
         response = problem(error.status_code, str(error.detail), f"{request.method} {request.url.path}: {error.detail}")
         response.headers.update(error.headers or {})
         return response
+
+
+def _malformed(error: RequestValidationError) -> Response:
+    errors = [_field(entry) for entry in error.errors()]
+    named = "; ".join(f"{entry['field']}: {entry['reason']}" for entry in errors[:3])
+    return problem(422, "The request is malformed", named, errors=errors[:20])
 
 
 def _openai(document: Mapping[str, Any]) -> tuple[int, dict[str, object]]:

@@ -39,6 +39,7 @@ class Registry:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings, self._metrics = settings, metrics
         self._entries: dict[tuple[str, str], Entry] = {}
+        self._found: dict[tuple[str, str | None], Engine] = {}  # what `get` answered since the last change
         # Of several who load or unload a version at once, each waits for the one before.
         self._turns: defaultdict[tuple[str, str], asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -59,6 +60,12 @@ class Registry:
 
     def get(self, name: str, version: str | None = None) -> Engine:
         """The engine of a version, or of the latest ready one. Raises UnknownModelError or UnavailableError."""
+        engine = self._found.get((name, version))
+        if engine is None:
+            engine = self._found[name, version] = self._find(name, version)
+        return engine
+
+    def _find(self, name: str, version: str | None) -> Engine:
         versions = {found: entry for (model, found), entry in self._entries.items() if model == name}
         ready = [found for found, entry in versions.items() if entry.engine]
         latest = max(ready or versions, key=version_order, default=None)
@@ -74,7 +81,7 @@ class Registry:
         """Load the latest version of every model; one that fails does not stop the others."""
         names = list(list_versions(self.repository))
         for name in names:
-            self._entries[self._key(name, None)] = Entry("loading")
+            self._enter(self._key(name, None), Entry("loading"))
         for name in names:
             try:
                 await self.load(name)
@@ -89,16 +96,16 @@ class Registry:
             return entry.engine if entry and entry.engine else await self._load(key)
 
     async def _load(self, key: tuple[str, str]) -> Engine:
-        self._entries[key] = Entry("loading")
+        self._enter(key, Entry("loading"))
         started = time.perf_counter()
         try:
             manifest, backend = await asyncio.to_thread(self._open, self.repository / key[0] / key[1])
             engine = self._engine(manifest, backend, self.repository / key[0] / key[1])
         except Exception as error:
-            self._entries[key] = Entry("failed", reason=str(error))
+            self._enter(key, Entry("failed", reason=str(error)))
             raise
         engine.metrics.observe_load(time.perf_counter() - started)
-        self._entries[key] = Entry("ready", engine)
+        self._enter(key, Entry("ready", engine))
         _log.info("model %s version %s is ready", *key)
         return engine
 
@@ -114,7 +121,7 @@ class Registry:
     async def _unload(self, key: tuple[str, str]) -> None:
         engine = self._entries.pop(key, Entry("available")).engine
         if engine:
-            self._entries[key] = Entry("unloading")
+            self._enter(key, Entry("unloading"))
             await engine.close()
             del self._entries[key]
 
@@ -122,6 +129,10 @@ class Registry:
         """Unload everything."""
         for name in {name for name, _ in self._entries}:
             await self.unload(name)
+
+    def _enter(self, key: tuple[str, str], entry: Entry) -> None:
+        self._entries[key] = entry
+        self._found.clear()
 
     def _key(self, name: str, version: str | None) -> tuple[str, str]:
         return name, find_version(self.repository, name, version).name

@@ -84,7 +84,7 @@ def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Raises AddressError or BackendError before anything is loaded."""
     refuse_both_runtimes()
     listener = listen(settings.host, settings.port)
-    configure_logs()
+    configure_logs(with_access=settings.access_log)
     app = create_app(settings)
     # What start-up made lives as long as the process; a collection that walks it would hold up every request.
     gc.collect()

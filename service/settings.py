@@ -49,6 +49,7 @@ class Settings(BaseSettings):
     max_jobs_queued: int = Field(64, ge=0, description="search jobs that may wait")
     max_jobs_running: int = Field(2, ge=1, le=256, description="search jobs that run at once")
     max_jobs_kept: int = Field(256, ge=0, description="search jobs kept after their end")
+    access_log: bool = Field(True, description="one log line for each request")
     drain_s: float = Field(30.0, ge=0, description="how long accepted requests may take after SIGTERM")
 
 

@@ -2,13 +2,11 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, get_type_hints
+from typing import Any
 
 import orjson
 from fastapi import Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ValidationError
 
 from models.errors import LengthError
 from service.problems import UnsupportedTypeError
@@ -17,6 +15,7 @@ from service.problems import UnsupportedTypeError
 _DISCARD_FACTOR = 16
 # Nobody reads it; logs and metrics do (the status nginx uses).
 _CLIENT_LEFT = 499
+_WATCH_AFTER_S = 0.02
 
 
 class JsonRequest(Request):
@@ -36,66 +35,59 @@ class JsonRoute(APIRoute):
         async def bounded(request: Request) -> Response:
             read = JsonRequest(request.scope, request.receive)
             if request.method == "POST":
-                _check_type(read)
+                check_type(read)
                 await read_body(read, request.app.state.settings.max_body_bytes)
             return await while_connected(read, handler(read))
 
         return bounded
 
 
-class DirectRoute(JsonRoute):
-    """A route whose function takes nothing but `body`, a pydantic model, and `request`.
-
-    FastAPI describes it, but does not resolve its arguments, for that costs several times what a small model does.
-    """
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        model: type[BaseModel] = get_type_hints(self.endpoint)["body"]
-
-        async def direct(request: Request) -> Response:
-            _check_type(request)
-            read = JsonRequest(request.scope, request.receive)
-            await read_body(read, request.app.state.settings.max_body_bytes)
-            body = _validated(model, await read.body())
-            return await while_connected(read, self.endpoint(body, read))
-
-        return direct
-
-
-def _validated(model: type[BaseModel], content: bytes) -> BaseModel:
-    """The body as FastAPI would have read it. Raises RequestValidationError."""
-    if not content:
-        raise RequestValidationError([{"type": "missing", "loc": ("body",), "msg": "Field required", "input": None}])
-    try:
-        return model.model_validate(orjson.loads(content))
-    except orjson.JSONDecodeError as error:
-        at, reason = ("body", error.pos), {"error": error.msg}
-        raise RequestValidationError([{"type": "json_invalid", "loc": at, "input": {}, "ctx": reason}]) from error
-    except ValidationError as error:
-        found = [{**entry, "loc": ("body", *entry["loc"])} for entry in error.errors(include_url=False)]
-        raise RequestValidationError(found) from error
-
-
 async def while_connected(request: Request, handling: Coroutine[Any, Any, Response]) -> Response:
-    """The response, unless the client leaves before: then the work ends too. The body must have been read."""
-    task = asyncio.ensure_future(handling)
-    leaving = asyncio.ensure_future(_left(request))
+    """The response, unless the client leaves before: then the work ends too. The body must have been read.
+
+    Whoever is answered at once is not watched, for watching costs as much as a small model.
+    """
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert task is not None
+    watch = _Watch(request, task)
+    timer = loop.call_later(_WATCH_AFTER_S, watch.begin)
     try:
-        await asyncio.wait((task, leaving), return_when=asyncio.FIRST_COMPLETED)
-        return await task if task.done() else Response(status_code=_CLIENT_LEFT)
+        return await handling
+    except asyncio.CancelledError:
+        if watch.has_left and not task.uncancel():
+            return Response(status_code=_CLIENT_LEFT)
+        raise
     finally:
-        task.cancel()
-        leaving.cancel()
+        timer.cancel()
+        watch.end()
 
 
-async def _left(request: Request) -> None:
-    """Return once the client has closed its connection; the body has been read before."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+class _Watch:
+    """Cancels a task once the client of its request has closed the connection."""
+
+    def __init__(self, request: Request, task: "asyncio.Task[Any]") -> None:
+        self._request, self._task = request, task
+        self._watching: asyncio.Task[None] | None = None
+        self.has_left = False
+
+    def begin(self) -> None:
+        self._watching = asyncio.ensure_future(self._watch())
+
+    def end(self) -> None:
+        if self._watching:
+            self._watching.cancel()
+
+    async def _watch(self) -> None:
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass
+        self.has_left = True
+        self._task.cancel()
 
 
-def _check_type(request: Request) -> None:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+def check_type(request: Request) -> None:
+    """Raise UnsupportedTypeError unless the body came as JSON."""
+    sent = next((value for name, value in request.scope["headers"] if name == b"content-type"), b"")
+    kind = sent.decode("latin-1").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise UnsupportedTypeError(f"the body came as {kind or 'no type at all'!r}; send application/json")
 

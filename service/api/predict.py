@@ -2,17 +2,17 @@
 
 from collections.abc import AsyncGenerator, Sequence
 
+import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from models.errors import InputError, LengthError
 from service.api import sse
-from service.api.body import DirectRoute
+from service.api.direct import DirectRoute
 from service.api.schemas import (
     Parameters,
     PredictRequest,
     PredictResponse,
-    RowOutput,
     TextOutput,
     TimingOut,
     Token,
@@ -20,10 +20,10 @@ from service.api.schemas import (
     Usage,
 )
 from service.cola.memory import Memory
-from service.engine.engine import Engine
+from service.engine.engine import FULL, Engine
 from service.engine.language import Completion, Judgement, LanguageEngine
 from service.engine.sampling import Choice, Sampling
-from service.engine.tensor import Row, TensorEngine
+from service.engine.tensor import TensorEngine
 from service.engine.work import Timing
 from service.logs import request_id
 
@@ -37,45 +37,74 @@ async def predict(body: PredictRequest, request: Request) -> Response:
     max_inputs: int = state.settings.max_inputs
     if len(body.inputs) > max_inputs:
         raise LengthError(f"{len(body.inputs)} inputs came; one request takes {max_inputs}; send several")
-    if not body.inputs:
+    if not len(body.inputs):
         raise InputError("no inputs came; send at least one")
     engine: Engine = state.registry.get(body.model, body.version)
-    body = await recalled(body, engine, state.memory)
+    await recall(body, engine, state.memory)
     if body.stream:
         return await sse.stream(_events(body, engine))
-    return Response((await answer(body, engine)).model_dump_json(exclude_none=True), media_type="application/json")
+    return Response(await answer(body, engine), media_type="application/json")
 
 
-async def recalled(body: PredictRequest, engine: Engine, memory: Memory) -> PredictRequest:
-    """The request with remembered chains in place of "memory"."""
-    inputs = _prompts(body) if isinstance(engine, LanguageEngine) else body.inputs
-    return body.model_copy(update={"chain": await memory.resolve(body.chain, engine, inputs)})
+async def answer(body: PredictRequest, engine: Engine) -> bytes:
+    """The whole answer to a request, as JSON."""
+    if isinstance(engine, TensorEngine):
+        return await _run(body, engine)
+    assert isinstance(engine, LanguageEngine)
+    return (await _speak(body, engine)).model_dump_json(exclude_none=True).encode()
 
 
-async def answer(body: PredictRequest, engine: Engine) -> PredictResponse:
-    """The whole answer to a request."""
-    if isinstance(engine, LanguageEngine):
-        if body.parameters.mode == "score":
-            return _scored(body, engine, await _score(body, engine))
-        prompts = _prompts(body)
-        return _generated(body, engine, await engine.generate(prompts, body.chain, _sampling(body.parameters)))
-    assert isinstance(engine, TensorEngine)
+async def recall(body: PredictRequest, engine: Engine, memory: Memory) -> None:
+    """Put remembered chains in the place of "memory"."""
+    if body.chain != FULL:
+        inputs = _prompts(body) if isinstance(engine, LanguageEngine) else body.inputs
+        body.chain = await memory.resolve(body.chain, engine, inputs)  # type: ignore[assignment]
+
+
+async def _speak(body: PredictRequest, engine: LanguageEngine) -> PredictResponse:
+    if body.parameters.mode == "score":
+        return _scored(body, engine, await _score(body, engine))
+    prompts = _prompts(body)
+    return _generated(body, engine, await engine.generate(prompts, body.chain, _sampling(body.parameters)))
+
+
+async def _run(body: PredictRequest, engine: TensorEngine) -> bytes:
+    """The answer as `PredictResponse` describes it; pydantic would look at every number."""
     if body.parameters.mode == "score" or body.targets:
         raise InputError(f"model {body.model!r} has no text to score; leave 'mode' and 'targets' out")
-    rows, timing = await engine.infer(body.inputs, body.chain)
-    return _rows(body, engine, rows, timing)
+    done = await engine.infer(body.inputs, body.chain)
+    rows: list[dict[str, object]] = [{} for _ in done.chains]
+    for name, array in done.outputs.items():
+        for row, values in zip(rows, array, strict=True):
+            row[name] = values
+    visits = [chain.layers for chain in done.chains]
+    cost = {layers: _cost(layers, engine) for layers in set(visits)}
+    document = {
+        "model": engine.manifest.name,
+        "version": engine.manifest.version,
+        "request_id": request_id.get(),
+        "outputs": [{"outputs": row, **cost[layers]} for row, layers in zip(rows, visits, strict=True)],
+        "usage": {"prompt_tokens": 0, "completion_tokens": 0, "layer_evaluations": sum(map(len, visits))},
+        "timing": {"queue_ms": 1000 * done.timing.queue_s, "compute_ms": 1000 * done.timing.compute_s},
+    }
+    return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _cost(layers: tuple[int, ...], engine: TensorEngine) -> dict[str, object]:
+    return {"chain": layers, "layers_executed": len(layers), "layers_full": engine.num_layers}
 
 
 def _prompts(body: PredictRequest) -> list[str | list[int]]:
     if body.targets is not None and body.parameters.mode == "generate":
         raise InputError("targets came without mode 'score'; set parameters.mode, or leave them out")
-    if not isinstance(body.inputs, list):
+    if isinstance(body.inputs, dict):
         raise InputError("a language model takes a list of texts or of token-id lists")
-    for place, prompt in enumerate(body.inputs):
+    prompts = body.inputs if isinstance(body.inputs, list) else body.inputs.tolist()
+    for place, prompt in enumerate(prompts):
         is_ids = isinstance(prompt, list) and all(type(token_id) is int for token_id in prompt)
         if not (isinstance(prompt, str) or is_ids):
             raise InputError(f"input {place} is neither a text nor a list of token ids; send one of these")
-    return body.inputs
+    return prompts
 
 
 def _sampling(parameters: Parameters) -> Sampling:
@@ -152,23 +181,7 @@ def _scored(body: PredictRequest, engine: LanguageEngine, judged: Sequence[Judge
     return _response(engine, outputs, usage, [one.timing for one in judged])
 
 
-def _rows(body: PredictRequest, engine: TensorEngine, rows: Sequence[Row], timing: Timing) -> PredictResponse:
-    outputs = [
-        RowOutput.model_construct(  # numbers of our own, which need no check
-            outputs=row.outputs,
-            chain=list(row.chain.layers),
-            layers_executed=row.layers_executed,
-            layers_full=row.layers_full,
-        )
-        for row in rows
-    ]
-    usage = Usage(layer_evaluations=sum(row.layers_executed for row in rows))
-    return _response(engine, outputs, usage, [timing])
-
-
-def _response(
-    engine: Engine, outputs: list[TextOutput] | list[RowOutput], usage: Usage, timings: Sequence[Timing]
-) -> PredictResponse:
+def _response(engine: Engine, outputs: list[TextOutput], usage: Usage, timings: Sequence[Timing]) -> PredictResponse:
     return PredictResponse(
         model=engine.manifest.name,
         version=engine.manifest.version,

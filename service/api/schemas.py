@@ -25,6 +25,11 @@ def _greedy_or_warm(temperature: float) -> float:
     return temperature
 
 
+def _array_or(value: object, validate: ValidatorFunctionWrapHandler) -> object:
+    """Numbers that were read into an array need no second look."""
+    return value if hasattr(value, "__array__") else validate(value)
+
+
 _COLDEST = 1e-3  # below, quotients of logits leave float32
 ChainText: TypeAlias = str
 ChainField: TypeAlias = Annotated[
@@ -39,6 +44,7 @@ Temperature: TypeAlias = Annotated[
 InputsField: TypeAlias = Annotated[
     list[Any] | dict[str, Any],
     or_say("a list of texts, of token-id lists or of rows, or named tensors"),
+    WrapValidator(_array_or),
 ]
 TargetsField: TypeAlias = Annotated[list[str | list[int]], or_say("a list of texts or of token-id lists")]
 

@@ -72,8 +72,8 @@ class ClassEvaluator(_Closed):
         return Answer(str(label), (label,))
 
     async def answer(self, chain: Chain) -> Answer:
-        (row,), _ = await self._engine.infer(self._inputs, chain.layers)
-        return self._answer(np.asarray(row.outputs[self._output.name], dtype=np.float32), len(chain))
+        done = await self._engine.infer(self._inputs, chain.layers)
+        return self._answer(done.outputs[self._output.name][0].astype(np.float32), len(chain))
 
     async def _explore(self, chains: Sequence[Chain]) -> tuple[Sequence[Array], Sequence[int], int]:
         answer = await self._engine.explore(self._sample, chains)

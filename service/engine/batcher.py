@@ -1,42 +1,48 @@
-"""The one thread that owns a model's backend, fed by its queue. Knows no text and no HTTP."""
+"""Who runs a model's backend, and when: its device thread, or the event loop for work that is over at once.
+
+Fed by the queue; one of the two at a time holds the device. Knows no text and no HTTP.
+"""
 
 import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, TypeVar
+from collections.abc import Sequence
 
-from models.errors import BackendError, FathomError, UnavailableError
+from models.errors import UnavailableError
 from service.backends.protocol import Array, Backend
 from service.engine.background import Background
 from service.engine.executor import Executor, LayerCounter
-from service.engine.forward import run_scores, run_tensors
 from service.engine.generate import Generator, take_token
+from service.engine.one_pass import OnePass, ours, run_isolated
 from service.engine.queue import Limits, Queue, QueueLimits
 from service.engine.shared_runner import SharedRunner
-from service.engine.work import GenerateWork, ScoreWork, TensorWork, Work
+from service.engine.work import GenerateWork, Work
 
 _log = logging.getLogger("fathom.engine")
-_W = TypeVar("_W", bound=Work)
 _SMOOTHING = 0.9
+# The event loop runs what takes no longer than this itself: waking a thread costs a small model more than its rows.
+_INLINE_S = 1e-3
 
 
 class Batcher:
     """Takes what waits and never waits when idle.
 
     A turn is one batch of one-pass work, one token per sequence, and one slice of search work; as many slices as there
-    are while nothing else wants the device.
+    are while nothing else wants the device. Tensor rows that are known to be quick run on the event loop, together with
+    all that came in the same turn of the loop.
     """
 
     def __init__(self, backend: Backend, counter: LayerCounter, limits: Limits, queue_limits: QueueLimits) -> None:
         self._backend, self._limits = backend, limits
-        self._executor = Executor(backend, counter)
+        executor = Executor(backend, counter)
+        self._one_pass = OnePass(executor)
         self._background = Background(SharedRunner(backend, counter))
-        self._generator = Generator(self._executor, backend.num_slots, limits)
+        self._generator = Generator(executor, backend.num_slots, limits)
         self._queue = Queue(queue_limits)
         self._changed = threading.Condition()
+        self._device = threading.Lock()
+        self._is_inline_due = False
         self._is_closing = False
         self._turn_s = 0.0
         self._taken: list[Work] = []
@@ -70,7 +76,7 @@ class Batcher:
                 raise UnavailableError("the model is being unloaded; send the request again in a moment")
             turns = len(self._queue) / self._limits.max_rows
             self._queue.put(works, retry_after_s=max(1.0, self._turn_s * turns))
-            self._changed.notify()
+            self._summon()
 
     def close(self) -> None:
         """Finish everything that was accepted, then free the backend. Blocks until done."""
@@ -79,14 +85,49 @@ class Batcher:
             self._changed.notify()
         self._thread.join()
 
+    def _summon(self) -> None:
+        """Have what waits taken: on this event loop if it is soon done, else by the device thread."""
+        is_quick = self._queue.is_one_pass and self._one_pass.estimate_s(self._queue.num_rows) <= _INLINE_S
+        if not is_quick:
+            self._changed.notify()
+        elif not self._is_inline_due:
+            self._is_inline_due = True
+            asyncio.get_running_loop().call_soon(self._run_inline)
+
+    def _run_inline(self) -> None:
+        """One batch on the event loop, unless the device thread is at work: then it takes what waits."""
+        is_free = self._device.acquire(blocking=False)
+        with self._changed:
+            self._is_inline_due = False
+            if not is_free:
+                self._changed.notify()
+                return
+            self._take()
+        try:
+            _resolve(self._one_pass.run(self._taken))
+            self._taken = []
+        except Exception as error:
+            _log.exception("a batch on the event loop failed")
+            self._give_up(error)
+        finally:
+            self._device.release()
+        with self._changed:
+            if len(self._queue):
+                self._summon()
+
+    def _take(self) -> None:
+        self._queue.drop_abandoned()
+        self._taken = self._queue.take(self._limits)
+
     def _loop(self) -> None:
         while self._wait():
             started = time.perf_counter()
-            try:
-                self._turn()
-            except Exception as error:
-                _log.exception("a turn of the device thread failed")
-                self._give_up(error)
+            with self._device:
+                try:
+                    self._turn()
+                except Exception as error:
+                    _log.exception("a turn of the device thread failed")
+                    self._give_up(error)
             self._turn_s = _SMOOTHING * self._turn_s + (1 - _SMOOTHING) * (time.perf_counter() - started)
         self._backend.close()
 
@@ -101,15 +142,12 @@ class Batcher:
     def _turn(self) -> None:
         self._release_abandoned()
         with self._changed:
-            self._queue.drop_abandoned()
-            self._taken = self._queue.take(self._limits)
+            self._take()
             while self._queue.prompts and self._generator.admit(self._queue.prompts[0]):
                 _start([self._queue.take_prompt()])
             if not len(self._background):
                 self._begin_search()
-        _start(self._taken)
-        self._run_one_pass(TensorWork, partial(run_tensors, self._executor))
-        self._run_one_pass(ScoreWork, partial(run_scores, self._executor))
+        _answer(self._one_pass.run(self._taken))
         self._taken = []
         for works in self._generator.next_batches():
             self._step(works)
@@ -122,18 +160,12 @@ class Batcher:
 
     def _advance_search(self) -> None:
         while len(self._background):
-            _answer([(work, _ours(result)) for work, result in self._background.advance()])
+            _answer([(work, ours(result)) for work, result in self._background.advance()])
             if self._generator.running or self._queue.is_urgent:
                 return
 
-    def _run_one_pass(self, kind: type[_W], run: Callable[[Sequence[_W]], Sequence[object]]) -> None:
-        works = [work for work in self._taken if isinstance(work, kind)]
-        if works:
-            results = _run_isolated(run, works)
-            _answer(list(zip(works, results, strict=True)))
-
     def _step(self, works: list[GenerateWork]) -> None:
-        rows = _run_isolated(self._generator.logits, works)
+        rows = run_isolated(self._generator.logits, works)
         ends = [_end_of(work, logits) for work, logits in zip(works, rows, strict=True)]
         ended = [(work, end) for work, end in zip(works, ends, strict=True) if end is not None]
         for work, _ in ended:
@@ -152,18 +184,7 @@ class Batcher:
         self._background.clear()
         for work in list(self._generator.running):
             self._generator.release(work)
-        _answer([(work, _ours(error)) for work in failed])
-
-
-def _run_isolated(run: Callable[[Sequence[_W]], Sequence[Any]], works: Sequence[_W]) -> list[Any]:
-    """Run a batch; if it fails, run each unit alone, so that only the one at fault gets the error."""
-    try:
-        return list(run(works))
-    except Exception as error:
-        if len(works) == 1:
-            _log.exception("a sample failed")
-            return [_ours(error)]
-        return [result for work in works for result in _run_isolated(run, [work])]
+        _answer([(work, ours(error)) for work in failed])
 
 
 def _end_of(work: GenerateWork, logits: Array | Exception) -> object | None:
@@ -172,14 +193,7 @@ def _end_of(work: GenerateWork, logits: Array | Exception) -> object | None:
     try:
         return take_token(work, logits)
     except Exception as error:
-        return _ours(error)
-
-
-def _ours(result: object) -> object:
-    """A result as it is; an exception of the runtime as one of ours."""
-    if not isinstance(result, Exception) or isinstance(result, FathomError):
-        return result
-    return BackendError(f"the runtime failed: {result}")
+        return ours(error)
 
 
 def _start(works: Sequence[Work]) -> None:

@@ -44,22 +44,20 @@ class Engine:
     def __init__(self, manifest: Manifest, backend: Backend, limits: EngineLimits, metrics: ModelMetrics) -> None:
         self.manifest, self.limits, self.metrics = manifest, limits, metrics
         self.num_layers = manifest.num_layers
+        self.full = Chain.full(self.num_layers)  # every layer once; no visits where the model is served whole
         self._batcher = Batcher(backend, metrics, limits.batch, limits.queue)
         self._is_patient = False
         metrics.watch(self._batcher, backend.num_slots)
 
     def chains(self, value: ChainValue, count: int) -> tuple[Chain, ...]:
         """The chain of each of `count` inputs. Raises ChainError naming the visit, the value and the limit."""
+        if value == FULL:
+            return (self.full,) * count
         if isinstance(value, str) or not value or all(isinstance(layer, int) for layer in value):
             return (self._chain(value),) * count  # type: ignore[arg-type]
         if len(value) != count:
             raise ChainError(f"{len(value)} chains came with {count} inputs; send one chain, or one per input")
         return tuple(self._chain(one) for one in value)  # type: ignore[arg-type]
-
-    @property
-    def full(self) -> Chain:
-        """Every layer once; of no visits where the model is served whole."""
-        return Chain.full(self.num_layers)
 
     async def close(self) -> None:
         """Answer what was accepted, then free the model."""
@@ -76,7 +74,9 @@ class Engine:
         """Queue the samples of one request and wait for all. If the caller is cancelled, they leave the batch."""
         await self._submit(works)
         try:
-            return await asyncio.gather(*(work.future for work in works))
+            return (
+                [await works[0].future] if len(works) == 1 else await asyncio.gather(*(work.future for work in works))
+            )
         finally:
             for work in works:
                 work.future.cancel()

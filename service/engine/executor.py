@@ -44,7 +44,7 @@ class Executor:
     def run(self, batch: Batch) -> dict[str, Array]:
         """Outputs by name, one row per chain, in the order of the batch."""
         carry = self._backend.embed(batch.inputs, _rows(batch))
-        for group in plan(batch.chains):
+        for group in plan(batch.chains) if self._backend.num_layers else ():
             carry = self._visit(group, carry, batch)
         return self._backend.head(carry, batch.tokens)
 

@@ -1,6 +1,7 @@
 """One-pass work: tensor rows, and sequences scored by teacher forcing. Many units of work, one batch."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 
@@ -13,12 +14,14 @@ from service.engine.work import Score, ScoreWork, Tensors, TensorWork
 
 def run_tensors(executor: Executor, works: Sequence[TensorWork]) -> list[Tensors]:
     """Answer tensor work of one model together; inputs are joined along the batch axis and outputs split again."""
+    if len(works) == 1:
+        return [Tensors(executor.run(Batch(works[0].inputs, works[0].chains)), works[0].timing())]
     inputs = {name: np.concatenate([work.inputs[name] for work in works]) for name in works[0].inputs}
     outputs = executor.run(Batch(inputs, tuple(chain for work in works for chain in work.chains)))
-    ends = np.cumsum([work.num_rows for work in works])
-    pieces = {name: np.split(array, ends[:-1]) for name, array in outputs.items()}
+    ends = list(accumulate(work.num_rows for work in works))
     return [
-        Tensors({name: arrays[i] for name, arrays in pieces.items()}, work.timing()) for i, work in enumerate(works)
+        Tensors({name: array[end - work.num_rows : end] for name, array in outputs.items()}, work.timing())
+        for work, end in zip(works, ends, strict=True)
     ]
 
 

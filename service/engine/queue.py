@@ -56,6 +56,11 @@ class Queue:
         """Whether more than search work waits."""
         return bool(self._forward or self.prompts)
 
+    @property
+    def is_one_pass(self) -> bool:
+        """Whether nothing but one-pass work waits."""
+        return not (self._search or self.prompts)
+
     def take(self, limits: Limits) -> list[Work]:
         """One batch of one-pass work."""
         return self._take_from(self._forward, limits)

@@ -27,30 +27,23 @@ _KINDS = {"b": "b", "i": "iu", "f": "iuf"}
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """Outputs of one input row as nested lists, and what it cost."""
+class Inference:
+    """Outputs by name, [B, ...] each, and the chain [B] of every row."""
 
-    outputs: dict[str, object]
-    chain: Chain
-    layers_executed: int
-    layers_full: int
+    outputs: dict[str, Array]
+    chains: tuple[Chain, ...]
+    timing: Timing
 
 
 class TensorEngine(Engine):
     """Runs rows of numbers."""
 
-    async def infer(self, inputs: object, chain: ChainValue) -> tuple[list[Row], Timing]:
+    async def infer(self, inputs: object, chain: ChainValue) -> Inference:
         """Outputs of every row. Raises InputError or ChainError, also if a chain's numbers overflow."""
         arrays = read_inputs(inputs, self.manifest.inputs)
-        count = len(next(iter(arrays.values())))
-        chains = self.chains(chain, count)
+        chains = self.chains(chain, len(next(iter(arrays.values()))))
         outputs, timing = await self.forward(arrays, chains)
-        lists = {name: array.tolist() for name, array in outputs.items()}
-        rows = [
-            Row({name: values[place] for name, values in lists.items()}, chain, len(chain), self.num_layers)
-            for place, chain in enumerate(chains)
-        ]
-        return rows, timing
+        return Inference(outputs, chains, timing)
 
     async def forward(self, arrays: dict[str, Array], chains: tuple[Chain, ...]) -> tuple[dict[str, Array], Timing]:
         """Outputs by name, [B, ...] each, of inputs that `read_inputs` has checked, [B, ...] each.
@@ -94,7 +87,7 @@ def read_inputs(inputs: object, specs: tuple[TensorSpec, ...]) -> dict[str, Arra
 
 
 def _joined(parts: Sequence[Array]) -> Array:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return np.ascontiguousarray(parts[0]) if len(parts) == 1 else np.concatenate(parts)
 
 
 def _check_finite(outputs: Mapping[str, Array], chains: Sequence[Chain]) -> None:

@@ -12,7 +12,7 @@ from models.chain import Chain
 from models.errors import ChainError, InputError
 from service.engine.engine import EngineLimits
 from service.engine.queue import Limits, QueueLimits
-from service.engine.tensor import Row, TensorEngine, read_inputs
+from service.engine.tensor import TensorEngine, read_inputs
 
 OpenTensor = Callable[..., AbstractAsyncContextManager[TensorEngine]]
 BIG = 10**400  # no float either
@@ -144,27 +144,32 @@ def test_rows_follow_their_own_chains(open_tensor: OpenTensor) -> None:
 
     async def run() -> None:
         async with open_tensor() as engine:
-            rows, _ = await engine.infer(inputs, chains)
-            assert [row.chain for row in rows] == [Chain.full(4), Chain((0, 0, 3)), Chain((2, 1))]
-            assert [(row.layers_executed, row.layers_full) for row in rows] == [(4, 4), (3, 4), (2, 4)]
-            for one, chain, row in zip(inputs, chains, rows, strict=True):
-                assert (await engine.infer([one], [chain]))[0] == [row]
+            done = await engine.infer(inputs, chains)
+            assert done.chains == (Chain.full(4), Chain((0, 0, 3)), Chain((2, 1)))
+            for place, (one, chain) in enumerate(zip(inputs, chains, strict=True)):
+                alone = await engine.infer([one], [chain])
+                assert {name: array[:1].tolist() for name, array in alone.outputs.items()} == {
+                    name: array[place : place + 1].tolist() for name, array in done.outputs.items()
+                }
 
     asyncio.run(run())
 
 
 def test_large_request_is_split_and_put_together_again(open_tensor: OpenTensor) -> None:
     limits = EngineLimits(Limits(4, 64), QueueLimits(64, 64, 64), max_chain_length=8, search_bytes=0)
+    rows = [[i, 0, 0] for i in range(10)]
 
-    async def run() -> list[Row]:
+    async def together() -> list[float]:
         async with open_tensor(limits=limits) as engine:
-            return (await engine.infer([[i, 0, 0] for i in range(10)], "0-3"))[0]
+            (array,) = (await engine.infer(rows, "0-3")).outputs.values()
+            return array.tolist()
 
-    async def apart() -> list[Row]:
+    async def apart() -> list[float]:
         async with open_tensor() as engine:
-            return [(await engine.infer([[i, 0, 0]], "full"))[0][0] for i in range(10)]
+            done = [await engine.infer([row], "full") for row in rows]
+            return [values for one in done for array in one.outputs.values() for values in array.tolist()]
 
-    assert asyncio.run(run()) == asyncio.run(apart())
+    assert asyncio.run(together()) == asyncio.run(apart())
 
 
 @pytest.mark.parametrize(
