@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import orjson
 import simdjson
-
-from service.backends.protocol import Array
+from numpy.typing import NDArray
 
 
 def read_document(content: bytes) -> Any:
@@ -43,7 +42,7 @@ def _plain(value: Any) -> Any:
     return value.as_dict() if isinstance(value, simdjson.Object) else value
 
 
-def _rectangle(inputs: Any, content: bytes, others: dict[str, Any]) -> Array:
+def _rectangle(inputs: Any, content: bytes, others: dict[str, Any]) -> NDArray[Any]:
     """Raises ValueError, TypeError or IndexError if the rows are not all alike, or hold something else than numbers."""
     shape, rows, num_lists = [len(inputs)], [inputs], 1
     while isinstance(rows[0][0], simdjson.Array):
@@ -56,7 +55,7 @@ def _rectangle(inputs: Any, content: bytes, others: dict[str, Any]) -> Array:
     return _numbers(inputs, isinstance(rows[0][0], int)).reshape(shape)
 
 
-def _numbers(inputs: Any, is_whole: bool) -> Array:
+def _numbers(inputs: Any, is_whole: bool) -> NDArray[Any]:
     if is_whole:
         try:
             return np.frombuffer(inputs.as_buffer(of_type="i"), np.int64)
