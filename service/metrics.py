@@ -1,12 +1,14 @@
 """Every metric name, in one place. Seconds and bytes; labels `model` and `version`; no global registry."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from models.chain import Chain
-from service.engine.work import Generated, Timing
+from models.errors import DeadlineError, OverloadError
+from service.engine.work import Generated, Timing, Work
 
 _MODEL = ("model", "version")
 # From 50 microseconds up: a small model answers in less than a millisecond.
@@ -65,6 +67,11 @@ class Metrics:
         self.queue_requests = gauge("queue_requests", "Samples that wait")
         self.queue_rows = gauge("queue_rows", "Rows that wait")
         self.queue_tokens = gauge("queue_tokens", "Tokens that wait")
+        self.rejected = counter(
+            "rejected", "Rows refused because too much waits; reason is the limit that was reached", (*_MODEL, "reason")
+        )
+        self.cancelled = counter("cancelled", "Rows whose client left before their answer")
+        self.expired = counter("expired", "Rows whose deadline passed before their answer")
         self.running = gauge("running_sequences", "Sequences being generated")
         self.slots_used = gauge("kv_slots_used", "KV slots in use")
         self.slots = gauge("kv_slots", "KV slots there are")
@@ -119,6 +126,16 @@ class ModelMetrics:
         visits = sum(len(chain) * count for chain, count in zip(chains, passes, strict=True))
         self._metrics.layers_answered.labels(*self.labels).inc(visits)
         self._metrics.layers_full.labels(*self.labels).inc(num_layers * sum(passes))
+
+    def observe_failure(self, works: Sequence[Work], error: BaseException) -> None:
+        """Count the rows of a request that was refused, given up by its client, or too late."""
+        rows = sum(work.num_rows for work in works)
+        if isinstance(error, OverloadError):
+            self._metrics.rejected.labels(*self.labels, error.unit).inc(rows)
+        elif isinstance(error, asyncio.CancelledError):
+            self._metrics.cancelled.labels(*self.labels).inc(rows)
+        elif isinstance(error, DeadlineError):
+            self._metrics.expired.labels(*self.labels).inc(rows)
 
     def observe_generation(self, num_prompt_tokens: int, answer: Generated) -> None:
         """Count an answered prompt."""

@@ -20,7 +20,6 @@ from service.engine.work import GenerateWork, ScoreWork, TensorWork, Work
 
 _log = logging.getLogger("fathom.engine")
 _W = TypeVar("_W", bound=Work)
-_SMOOTHING = 0.9
 
 
 class Batcher:
@@ -38,7 +37,6 @@ class Batcher:
         self._queue = Queue(queue_limits)
         self._changed = threading.Condition()
         self._is_closing = False
-        self._turn_s = 0.0
         self._taken: list[Work] = []
         self._thread = threading.Thread(target=self._loop, name="fathom-device", daemon=True)
         self._thread.start()
@@ -68,9 +66,13 @@ class Batcher:
         with self._changed:
             if self._is_closing:
                 raise UnavailableError("the model is being unloaded; send the request again in a moment")
-            turns = len(self._queue) / self._limits.max_rows
-            self._queue.put(works, retry_after_s=max(1.0, self._turn_s * turns))
+            self._queue.put(works)
             self._changed.notify()
+
+    def withdraw(self, works: Sequence[Work]) -> None:
+        """Forget those of a request's samples that still wait; those that run are let go at the next step."""
+        with self._changed:
+            self._queue.withdraw(works)
 
     def close(self) -> None:
         """Finish everything that was accepted, then free the backend. Blocks until done."""
@@ -81,13 +83,11 @@ class Batcher:
 
     def _loop(self) -> None:
         while self._wait():
-            started = time.perf_counter()
             try:
                 self._turn()
             except Exception as error:
                 _log.exception("a turn of the device thread failed")
                 self._give_up(error)
-            self._turn_s = _SMOOTHING * self._turn_s + (1 - _SMOOTHING) * (time.perf_counter() - started)
         self._backend.close()
 
     def _wait(self) -> bool:
@@ -101,12 +101,14 @@ class Batcher:
     def _turn(self) -> None:
         self._release_abandoned()
         with self._changed:
-            self._queue.drop_abandoned()
             self._taken = self._queue.take(self._limits)
-            while self._queue.prompts and self._generator.admit(self._queue.prompts[0]):
-                _start([self._queue.take_prompt()])
+            while (work := self._queue.next_prompt()) and self._generator.admit(work):
+                self._queue.take_prompt(work)
+                _start([work])
             if not len(self._background):
                 self._begin_search()
+            overdue, self._queue.overdue = self._queue.overdue, []
+        _answer([(work, work.too_late()) for work in overdue])
         _start(self._taken)
         self._run_one_pass(TensorWork, partial(run_tensors, self._executor))
         self._run_one_pass(ScoreWork, partial(run_scores, self._executor))

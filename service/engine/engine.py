@@ -2,6 +2,8 @@
 
 import asyncio
 import copy
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeAlias
@@ -18,6 +20,8 @@ from service.metrics import ModelMetrics
 
 # Every layer once; and what is remembered for this input, which a route looks up before the engine sees it.
 FULL, MEMORY = "full", "memory"
+# Who waits for room looks again no sooner than this.
+_LEAST_PAUSE_S = 0.05
 # What a request may say of a chain: the text form or "full", the layers, or one of these per input.
 ChainValue: TypeAlias = str | Sequence[int] | Sequence[str | Sequence[int]]
 
@@ -73,11 +77,21 @@ class Engine:
         return answer
 
     async def run(self, works: Sequence[Work]) -> list[Any]:
-        """Queue the samples of one request and wait for all. If the caller is cancelled, they leave the batch."""
+        """Queue the samples of one request and wait for all. If the caller is cancelled, they leave the batch.
+
+        Raises DeadlineError once the request's time is over; then they leave too.
+        """
         await self._submit(works)
+        alarm = _expire_later(works)
         try:
             return await asyncio.gather(*(work.future for work in works))
+        except BaseException as error:
+            self._batcher.withdraw(works)
+            self.metrics.observe_failure(works, error)
+            raise
         finally:
+            if alarm:
+                alarm.cancel()
             for work in works:
                 work.future.cancel()
 
@@ -93,8 +107,9 @@ class Engine:
                 return self._batcher.submit(works)
             except OverloadError as error:
                 if not self._is_patient:
+                    self.metrics.observe_failure(works, error)
                     raise
-                await asyncio.sleep(error.retry_after_s)
+                await asyncio.sleep(max(error.retry_after_s, _LEAST_PAUSE_S))
 
     def _chain(self, value: str | Sequence[int]) -> Chain:
         if value == FULL:
@@ -107,6 +122,21 @@ class Engine:
             )
         chain = Chain.parse(value) if isinstance(value, str) else Chain(tuple(value))
         return chain.check(self.num_layers, self.limits.max_chain_length)
+
+
+def _expire_later(works: Sequence[Work]) -> asyncio.TimerHandle | None:
+    """Answer whatever is not answered when the time of the request is over."""
+    timeout_s = works[0].terms.timeout_s
+    if timeout_s == math.inf:
+        return None
+    left_s = works[0].terms.deadline - time.perf_counter()
+    return asyncio.get_running_loop().call_later(left_s, _expire, works)
+
+
+def _expire(works: Sequence[Work]) -> None:
+    for work in works:
+        if not work.future.done():
+            work.future.set_exception(work.too_late())
 
 
 def new_future() -> asyncio.Future[object]:

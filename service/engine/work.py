@@ -9,8 +9,10 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from models.chain import Chain
+from models.errors import DeadlineError
 from service.backends.protocol import Array
 from service.engine.sampling import Choice, Sampling
+from service.engine.terms import Terms, current_terms
 
 FinishReason: TypeAlias = Literal["stop", "length"]
 
@@ -62,6 +64,7 @@ class Work:
     future: asyncio.Future[object]
     submitted_at: float = field(default_factory=time.perf_counter)
     started_at: float = 0.0
+    terms: Terms = field(default_factory=current_terms)
 
     @property
     def num_rows(self) -> int:
@@ -71,6 +74,11 @@ class Work:
     def num_tokens(self) -> int:
         """Tokens (rows, where there are no tokens) the first pass takes in."""
         return self.num_rows
+
+    def too_late(self) -> DeadlineError:
+        """The error of work whose deadline has passed."""
+        timeout_s = self.terms.timeout_s
+        return DeadlineError(f"the request took more than its {timeout_s:g} s; allow more time, or send less at a time")
 
     def timing(self) -> Timing:
         """Timing of work that has just been answered."""
