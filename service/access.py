@@ -11,6 +11,9 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from models.errors import InputError
+from service.callers import read_terms
+from service.engine.terms import reset_terms, set_terms
 from service.lifecycle import Lifecycle
 from service.logs import request_id
 from service.metrics import Metrics
@@ -25,8 +28,11 @@ _OPERATIONS = ("/health", "/metrics", "/v2/health")
 class AccessMiddleware:
     """Pure ASGI, so that streaming answers pass through untouched."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, lifecycle: Lifecycle) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, lifecycle: Lifecycle, max_request_s: float | None = None
+    ) -> None:
         self._app, self._metrics, self._lifecycle = app, metrics, lifecycle
+        self._max_request_s = max_request_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -45,7 +51,7 @@ class AccessMiddleware:
             await send(message)
 
         try:
-            await self._answer(scope, receive, send_with_id)
+            await self._answer(scope, receive, send_with_id, started)
         except ClientDisconnect:
             pass  # nobody is there to hear the answer
         except asyncio.CancelledError:
@@ -61,11 +67,20 @@ class AccessMiddleware:
             request_id.reset(token)
             request_path.reset(path_token)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, arrived_at: float) -> None:
         if self._lifecycle.is_draining and not scope["path"].startswith(_OPERATIONS):
             await _refusal("this server is shutting down")(scope, receive, send)
-        else:
+            return
+        try:
+            terms = read_terms(scope, arrived_at, self._max_request_s)
+        except InputError as error:
+            await problem_of(error)(scope, receive, send)
+            return
+        token = set_terms(terms)
+        try:
             await self._app(scope, receive, send)
+        finally:
+            reset_terms(token)
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")

@@ -47,7 +47,9 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings, app.state.registry = settings, registry
     app.state.memory, app.state.jobs = Memory(database), search_jobs
     app.state.metrics, app.state.lifecycle = process_metrics, lifecycle
-    app.add_middleware(AccessMiddleware, metrics=process_metrics, lifecycle=lifecycle)
+    app.add_middleware(
+        AccessMiddleware, metrics=process_metrics, lifecycle=lifecycle, max_request_s=settings.max_request_s
+    )
     add_handlers(app)
     for module in (predict, cola, chains, jobs, models, openai, v2, health):
         app.include_router(module.router)

@@ -105,6 +105,8 @@ class ModelMetrics:
         self._layer_calls = metrics.layer_calls.labels(*self.labels)
         self._layer_evaluations = metrics.layer_evaluations.labels(*self.labels)
         self._layer_call_rows = metrics.layer_call_rows.labels(*self.labels)
+        self._cancelled = metrics.cancelled.labels(*self.labels)
+        self._expired = metrics.expired.labels(*self.labels)
         self._layers: dict[int, Counter] = {}
 
     def count_layer_call(self, layer: int, rows: int, tokens: int) -> None:
@@ -133,9 +135,9 @@ class ModelMetrics:
         if isinstance(error, OverloadError):
             self._metrics.rejected.labels(*self.labels, error.unit).inc(rows)
         elif isinstance(error, asyncio.CancelledError):
-            self._metrics.cancelled.labels(*self.labels).inc(rows)
+            self._cancelled.inc(rows)
         elif isinstance(error, DeadlineError):
-            self._metrics.expired.labels(*self.labels).inc(rows)
+            self._expired.inc(rows)
 
     def observe_generation(self, num_prompt_tokens: int, answer: Generated) -> None:
         """Count an answered prompt."""

@@ -149,7 +149,12 @@ class Registry:
         settings = self._settings
         limits = EngineLimits(
             Limits(_rows_at_once(manifest, settings), settings.max_batch_tokens),
-            QueueLimits(settings.max_queue_requests, settings.max_queue_rows, settings.max_queue_tokens),
+            QueueLimits(
+                settings.max_queue_requests,
+                settings.max_queue_rows,
+                settings.max_queue_tokens,
+                settings.max_client_rows,
+            ),
             _longest_chain(manifest, settings),
             settings.search_bytes,
             settings.verifier_url,

@@ -33,6 +33,8 @@ class Settings(BaseSettings):
     max_queue_requests: int = Field(4096, ge=1, description="samples that may wait, per model")
     max_queue_rows: int = Field(65536, ge=1, description="rows that may wait, per model")
     max_queue_tokens: int = Field(1 << 20, ge=1, description="tokens that may wait, per model")
+    max_client_rows: int | None = Field(None, ge=1, description="rows of one client that may wait, per model")
+    max_request_s: float | None = Field(None, gt=0, description="how long a request may wait and run; none: for ever")
     max_chain_factor: float = Field(4.0, ge=1, le=64, description="longest chain, as a multiple of the layer count")
     max_inputs: int = Field(4096, ge=1, description="inputs of one request")
     max_body_bytes: int = Field(16 << 20, ge=1024, description="largest request body")

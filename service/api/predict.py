@@ -24,6 +24,7 @@ from service.engine.engine import Engine
 from service.engine.language import Completion, Judgement, LanguageEngine
 from service.engine.sampling import Choice, Sampling
 from service.engine.tensor import Row, TensorEngine
+from service.engine.terms import ask
 from service.engine.work import Timing
 from service.logs import request_id
 
@@ -40,6 +41,7 @@ async def predict(body: PredictRequest, request: Request) -> Response:
     if not body.inputs:
         raise InputError("no inputs came; send at least one")
     engine: Engine = state.registry.get(body.model, body.version)
+    ask(body.parameters.timeout_s, body.parameters.priority)
     body = await recalled(body, engine, state.memory)
     if body.stream:
         return await sse.stream(_events(body, engine))

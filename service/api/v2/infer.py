@@ -12,7 +12,7 @@ from models.errors import InputError
 from service.api.state import MemoryState, RegistryState, SettingsState
 from service.api.v2 import tensors, texts
 from service.api.v2.body import BINARY, DOCUMENT_BYTES, JSON, TensorRequest, TensorRoute
-from service.api.v2.generate import sampling
+from service.api.v2.generate import sampling, tighten
 from service.api.v2.schemas import InferRequest, InferResponse, Ran
 from service.api.v2.tensors import Output
 from service.cola.memory import Memory
@@ -21,7 +21,7 @@ from service.engine.language import LanguageEngine
 from service.engine.tensor import TensorEngine
 
 # What a model without text can be told.
-_FOR_TENSORS = {"chain", "binary_data_output"}
+_FOR_TENSORS = {"chain", "binary_data_output", "timeout", "priority"}
 _AS_BYTES = {BINARY: {"schema": {"type": "string", "format": "binary"}}}
 _HEADER = {
     "name": DOCUMENT_BYTES,
@@ -52,6 +52,7 @@ async def infer(
     """Run every row along its chain."""
     engine = registry.get(model, version)
     _check_names(body, engine)
+    tighten(body.parameters)
     if isinstance(engine, LanguageEngine):
         prompts = texts.read(body.inputs, request.binary, settings.max_inputs)
         _check_outputs(body, [texts.OUTPUT.name])
