@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from models.errors import InputError
 from service.callers import read_terms
-from service.engine.terms import reset_terms, set_terms
+from service.engine.terms import Told, reset_terms, set_terms
 from service.lifecycle import Lifecycle
 from service.logs import request_id
 from service.metrics import Metrics
@@ -41,17 +41,20 @@ class AccessMiddleware:
         started = time.perf_counter()
         identifier = _request_id(Headers(scope=scope).get("x-request-id"))
         token, path_token = request_id.set(identifier), request_path.set(scope["path"])
-        status = 0
+        status, told = 0, Told()
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = identifier
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = identifier
+                if told.degraded:
+                    headers["x-fathom-degraded"] = told.degraded
             await send(message)
 
         try:
-            await self._answer(scope, receive, send_with_id, started)
+            await self._answer(scope, receive, send_with_id, started, told)
         except ClientDisconnect:
             pass  # nobody is there to hear the answer
         except asyncio.CancelledError:
@@ -67,12 +70,12 @@ class AccessMiddleware:
             request_id.reset(token)
             request_path.reset(path_token)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, arrived_at: float) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, arrived_at: float, told: Told) -> None:
         if self._lifecycle.is_draining and not scope["path"].startswith(_OPERATIONS):
             await _refusal("this server is shutting down")(scope, receive, send)
             return
         try:
-            terms = read_terms(scope, arrived_at, self._max_request_s)
+            terms = read_terms(scope, arrived_at, self._max_request_s, told)
         except InputError as error:
             await problem_of(error)(scope, receive, send)
             return

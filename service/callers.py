@@ -14,7 +14,7 @@ _HEADERS = frozenset((_KEY, _CLIENT, _TIMEOUT, _PRIORITY))
 _MAX_CLIENT_LENGTH = 128
 
 
-def read_terms(scope: Mapping[str, Any], arrived_at: float, max_request_s: float | None) -> Terms:
+def read_terms(scope: Mapping[str, Any], arrived_at: float, max_request_s: float | None, told: Told) -> Terms:
     """The terms of a request. Raises InputError naming a header that cannot be read.
 
     The client is whoever holds the key that came, else who it says it is, else its address.
@@ -25,7 +25,7 @@ def read_terms(scope: Mapping[str, Any], arrived_at: float, max_request_s: float
     if found:
         timeout_s = min(timeout_s, _timeout(found.get(_TIMEOUT)))
         priority = _priority(found.get(_PRIORITY))
-    return Terms(_client(scope, found), priority, arrived_at, timeout_s, Told())
+    return Terms(_client(scope, found), priority, arrived_at, timeout_s, told)
 
 
 def _client(scope: Mapping[str, Any], found: Mapping[bytes, bytes]) -> str:

@@ -72,6 +72,10 @@ class Metrics:
         )
         self.cancelled = counter("cancelled", "Rows whose client left before their answer")
         self.expired = counter("expired", "Rows whose deadline passed before their answer")
+        self.degraded = counter(
+            "degraded", "Rows that got a cheaper chain because too much waited for the full one", (*_MODEL, "step")
+        )
+        self.degrade_step = gauge("degrade_step", "Step of the ladder of cheaper chains; 0 is the full chain")
         self.running = gauge("running_sequences", "Sequences being generated")
         self.slots_used = gauge("kv_slots_used", "KV slots in use")
         self.slots = gauge("kv_slots", "KV slots there are")
@@ -139,6 +143,14 @@ class ModelMetrics:
         elif isinstance(error, DeadlineError):
             self._expired.inc(rows)
 
+    def observe_degraded(self, step: int, rows: int) -> None:
+        """Count rows that asked for the full chain and get a step of the ladder instead."""
+        self._metrics.degraded.labels(*self.labels, str(step)).inc(rows)
+
+    def watch_degrade(self, step: Callable[[], int]) -> None:
+        """Read the step of the ladder whenever it is scraped."""
+        self._metrics.degrade_step.labels(*self.labels).set_function(step)
+
     def observe_generation(self, num_prompt_tokens: int, answer: Generated) -> None:
         """Count an answered prompt."""
         self._metrics.prompt_tokens.labels(*self.labels).inc(num_prompt_tokens)
@@ -186,6 +198,7 @@ class ModelMetrics:
             metrics.slots_used,
             metrics.slots,
             metrics.load_seconds,
+            metrics.degrade_step,
         ):
             gauge.remove(*self.labels)
         metrics.ready.labels(*self.labels).set(0)

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from models.artifact import Manifest, find_version, list_versions, read_manifest, version_order
-from models.errors import ArtifactError, FathomError, UnavailableError, UnknownModelError
+from models.errors import ArtifactError, ChainError, FathomError, UnavailableError, UnknownModelError
 from models.lm.tokenizer import Tokenizer
 from service.backends.open import num_slots_within, open_backend
 from service.backends.protocol import Backend
+from service.engine.degrade import Ladder, read_ladder
 from service.engine.engine import Engine, EngineLimits
 from service.engine.language import LanguageEngine
 from service.engine.queue import Limits, QueueLimits
@@ -73,6 +74,8 @@ class Registry:
     async def load_all(self) -> None:
         """Load the latest version of every model; one that fails does not stop the others."""
         names = list(list_versions(self.repository))
+        if strangers := sorted(self._settings.degrade.keys() - set(names)):
+            _log.warning("FATHOM_DEGRADE names %s; there are %s", strangers, names)
         for name in names:
             self._entries[self._key(name, None)] = Entry("loading")
         for name in names:
@@ -160,6 +163,7 @@ class Registry:
             settings.verifier_url,
             settings.verifier_timeout_s,
             settings.verifier_max_retries,
+            _ladder(manifest, settings),
         )
         metrics = ModelMetrics(self._metrics, manifest.name, manifest.version)
         if manifest.language is None:
@@ -172,6 +176,17 @@ def _rows_at_once(manifest: Manifest, settings: Settings) -> int:
     """Rows of one pass; an adopted graph may have been exported for a fixed number."""
     fixed = {spec.shape[0] for spec in (*manifest.inputs, *manifest.outputs)} - {-1}
     return min(fixed, default=settings.max_batch_rows)
+
+
+def _ladder(manifest: Manifest, settings: Settings) -> Ladder | None:
+    """The cheaper chains that are declared for a model. Raises ChainError if it cannot run them."""
+    declared = settings.degrade.get(manifest.name)
+    if not declared:
+        return None
+    if not manifest.num_layers:
+        raise ChainError(f"model {manifest.name!r} is served whole; leave it out of FATHOM_DEGRADE")
+    chains = read_ladder(declared, manifest.num_layers, _longest_chain(manifest, settings))
+    return Ladder(chains, settings.degrade_wait_s, settings.degrade_fraction)
 
 
 def _longest_chain(manifest: Manifest, settings: Settings) -> int:

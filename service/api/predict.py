@@ -24,7 +24,7 @@ from service.engine.engine import Engine
 from service.engine.language import Completion, Judgement, LanguageEngine
 from service.engine.sampling import Choice, Sampling
 from service.engine.tensor import Row, TensorEngine
-from service.engine.terms import ask
+from service.engine.terms import ask, noted
 from service.engine.work import Timing
 from service.logs import request_id
 
@@ -96,7 +96,7 @@ async def _score(body: PredictRequest, engine: LanguageEngine) -> list[Judgement
     prompts, targets = _prompts(body), body.targets or []
     if len(targets) != len(prompts):
         raise InputError(f"{len(targets)} targets came with {len(prompts)} inputs; send one per input")
-    chains = engine.chains(body.chain, len(prompts))
+    chains = engine.affordable_chains(body.chain, len(prompts))
     wanted = [engine.target(target) for target in targets]
     pairs = [(engine.encode(prompt, len(one)), one) for prompt, one in zip(prompts, wanted, strict=True)]
     return await engine.score(pairs, chains)
@@ -181,6 +181,7 @@ def _response(
             queue_ms=1000 * max(timing.queue_s for timing in timings),
             compute_ms=1000 * max(timing.compute_s for timing in timings),
         ),
+        **noted(),
     )
 
 

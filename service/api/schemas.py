@@ -42,6 +42,7 @@ PriorityField: TypeAlias = Annotated[
     int,
     Field(ge=0, le=NUM_PRIORITIES, description=f"1 is the most urgent; 0 the default, which is {DEFAULT_PRIORITY}"),
 ]
+DEGRADED: Any = Field(None, description="true where too much waited for the full chain, and a cheaper one ran instead")
 InputsField: TypeAlias = Annotated[
     list[Any] | dict[str, Any],
     or_say("a list of texts, of token-id lists or of rows, or named tensors"),
@@ -160,6 +161,7 @@ class PredictResponse(BaseModel):
     outputs: list[TextOutput] | list[RowOutput]
     usage: Usage
     timing: TimingOut
+    degraded: bool | None = DEGRADED
 
 
 class ModelInfo(BaseModel):

@@ -54,6 +54,11 @@ class Batcher:
         return self._queue.num_tokens
 
     @property
+    def pressure(self) -> tuple[float, float]:
+        """Seconds until what waits has left, and how full the queue is, 0 to 1."""
+        return self._queue.wait_s, self._queue.fraction
+
+    @property
     def num_running(self) -> int:
         return len(self._generator.running)
 

@@ -13,8 +13,10 @@ from models.chain import Chain
 from models.errors import ChainError, OverloadError
 from service.backends.protocol import Backend
 from service.engine.batcher import Batcher
+from service.engine.degrade import Degrade, Ladder
 from service.engine.queue import Limits, QueueLimits
 from service.engine.shared import SharedAnswer, SharedSample, SharedWork
+from service.engine.terms import current_terms
 from service.engine.work import Work
 from service.metrics import ModelMetrics
 
@@ -31,6 +33,7 @@ class EngineLimits:
     """Bounds of one model; `max_chain_length` is in visits, `search_bytes` is for one search.
 
     The verifier is what searches may ask about answers: an endpoint or none, seconds per answer, tries after one.
+    With a ladder requests for the full chain get cheaper ones while too much waits.
     """
 
     batch: Limits
@@ -40,6 +43,7 @@ class EngineLimits:
     verifier_url: str | None = None
     verifier_timeout_s: float = 10.0
     verifier_max_retries: int = 2
+    ladder: Ladder | None = None
 
 
 class Engine:
@@ -50,7 +54,10 @@ class Engine:
         self.num_layers = manifest.num_layers
         self._batcher = Batcher(backend, metrics, limits.batch, limits.queue)
         self._is_patient = False
+        self._degrade = Degrade(len(limits.ladder.chains)) if limits.ladder else None
         metrics.watch(self._batcher, backend.num_slots)
+        if limits.ladder:
+            metrics.watch_degrade(self._degrade_step)
 
     def chains(self, value: ChainValue, count: int) -> tuple[Chain, ...]:
         """The chain of each of `count` inputs. Raises ChainError naming the visit, the value and the limit."""
@@ -59,6 +66,25 @@ class Engine:
         if len(value) != count:
             raise ChainError(f"{len(value)} chains came with {count} inputs; send one chain, or one per input")
         return tuple(self._chain(one) for one in value)  # type: ignore[arg-type]
+
+    def affordable_chains(self, value: ChainValue, count: int) -> tuple[Chain, ...]:
+        """The chains that `count` inputs get: those asked for, or while too much waits a cheaper one for "full".
+
+        What the request is told notes it. Raises ChainError as `chains` does.
+        """
+        step = self._degrade_step() if value == FULL else 0
+        if not step or self.limits.ladder is None:
+            return self.chains(value, count)
+        chain = self.limits.ladder.chains[step - 1]
+        self.metrics.observe_degraded(step, count)
+        if told := current_terms().told:
+            told.degraded = chain.format()
+        return (chain,) * count
+
+    def _degrade_step(self) -> int:
+        if self._degrade is None or self.limits.ladder is None:
+            return 0
+        return self._degrade.step(self.limits.ladder.pressure(*self._batcher.pressure))
 
     @property
     def full(self) -> Chain:

@@ -83,7 +83,7 @@ class LanguageEngine(Engine):
         self, prompts: Sequence[str | Sequence[int]], chain: ChainValue, sampling: Sampling
     ) -> list[Completion]:
         """Continue every prompt. Everything is checked before anything is queued."""
-        chains = self.chains(chain, len(prompts))
+        chains = self.affordable_chains(chain, len(prompts))
         works = [self._work(prompt, one, sampling) for prompt, one in zip(prompts, chains, strict=True)]
         answers: list[Generated] = await self.run(works)
         return [self._completion(work, answer) for work, answer in zip(works, answers, strict=True)]
@@ -96,7 +96,7 @@ class LanguageEngine(Engine):
         No text is of a stop text, or of what may become one; what was held back in vain is in the completion's text.
         """
         loop, tokens = asyncio.get_running_loop(), asyncio.Queue[Choice | None]()
-        work = self._work(prompt, self.chains(chain, 1)[0], sampling)
+        work = self._work(prompt, self.affordable_chains(chain, 1)[0], sampling)
         work.on_choice = lambda choice: _tell(loop, tokens, choice)
         task = asyncio.ensure_future(self.run([work]))
         task.add_done_callback(lambda _: tokens.put_nowait(None))

@@ -59,8 +59,8 @@ class Queue:
         return bool(self._forward or self.prompts)
 
     @property
-    def pressure(self) -> float:
-        """The fullest of the limits, 0 to 1."""
+    def fraction(self) -> float:
+        """How full it is by the limit that is closest, 0 to 1."""
         limits = self._limits
         return max(
             len(self) / limits.max_requests, self.num_rows / limits.max_rows, self.num_tokens / limits.max_tokens

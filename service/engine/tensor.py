@@ -43,7 +43,7 @@ class TensorEngine(Engine):
         """Outputs of every row. Raises InputError or ChainError, also if a chain's numbers overflow."""
         arrays = read_inputs(inputs, self.manifest.inputs)
         count = len(next(iter(arrays.values())))
-        chains = self.chains(chain, count)
+        chains = self.affordable_chains(chain, count)
         outputs, timing = await self.forward(arrays, chains)
         lists = {name: array.tolist() for name, array in outputs.items()}
         rows = [

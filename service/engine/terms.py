@@ -55,6 +55,12 @@ def current_terms() -> Terms:
     return _current.get() or Terms(arrived_at=time.perf_counter(), told=Told())
 
 
+def noted() -> dict[str, bool]:
+    """What the answer to the current request must say beside its outputs, by field."""
+    told = current_terms().told
+    return {"degraded": True} if told and told.degraded else {}
+
+
 def set_terms(terms: Terms) -> "contextvars.Token[Terms | None]":
     """Let everything that is queued in this context from now on have these terms."""
     return _current.set(terms)

@@ -7,13 +7,13 @@ import pytest
 
 from models.errors import InputError
 from service.callers import read_terms
-from service.engine.terms import DEFAULT_PRIORITY, Terms
+from service.engine.terms import DEFAULT_PRIORITY, Terms, Told
 
 
 def terms(max_request_s: float | None = None, address: str | None = "10.0.0.7", **headers: str) -> Terms:
     sent = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     scope = {"headers": sent, "client": address and (address, 5000)}
-    return read_terms(scope, 100.0, max_request_s)
+    return read_terms(scope, 100.0, max_request_s, Told())
 
 
 def test_client_is_its_key_or_its_name_or_its_address() -> None:

@@ -18,7 +18,7 @@ from service.cola.memory import Memory
 from service.engine.engine import Engine
 from service.engine.language import Completion, LanguageEngine
 from service.engine.sampling import Sampling
-from service.engine.terms import ask
+from service.engine.terms import ask, noted
 from service.problems import problem_of
 
 _STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
@@ -82,6 +82,7 @@ def _told(body: GenerateRequest, engine: LanguageEngine, text: str, done: Comple
         layers_executed=done.layers_executed,
         layers_full=done.layers_full,
         finish_reason=done.finish_reason,
+        **noted(),
     )
     name, version = engine.manifest.name, engine.manifest.version
     return GenerateResponse(model_name=name, model_version=version, id=body.id, text_output=text, parameters=parameters)
