@@ -37,6 +37,7 @@ class Settings(BaseSettings):
     backend: BackendName = Field("auto", description="runtime; auto takes onnx, then torchscript, then eager")
     device: Device = Field("cpu", description="where models run")
     num_threads: int = Field(1, ge=1, le=1024, description="threads of one layer call")
+    warm_up: bool = Field(True, description="run a model once before it is ready")
     max_batch_rows: int = Field(64, ge=1, le=65536, description="rows of one pass")
     max_batch_tokens: int = Field(8192, ge=1, description="tokens of one pass, padding included")
     max_queue_requests: int = Field(4096, ge=1, description="samples that may wait, per model")

@@ -13,7 +13,7 @@ from service.engine.engine import ChainValue, Engine, new_future
 from service.engine.forward import overflow
 from service.engine.work import Tensors, TensorWork, Timing
 
-_DTYPES: dict[Datatype, np.dtype] = {
+DTYPES: dict[Datatype, np.dtype] = {
     "BOOL": np.dtype(np.bool_),
     "INT32": np.dtype(np.int32),
     "INT64": np.dtype(np.int64),
@@ -115,7 +115,7 @@ def _only_input(inputs: object, specs: tuple[TensorSpec, ...]) -> dict[str, obje
 def _read(value: object, spec: TensorSpec) -> Array:
     array = _read_tensor(value, spec) if isinstance(value, Mapping) else _as_array(value, spec)
     _check_shape(array, spec)
-    dtype = _DTYPES[spec.datatype]
+    dtype = DTYPES[spec.datatype]
     if array.dtype.kind not in _KINDS.get(dtype.kind, ""):
         raise _not_numbers(spec)
     with np.errstate(over="ignore"):

@@ -105,9 +105,10 @@ def problem() -> Callable[..., dict[str, Any]]:
 
 @dataclass
 class Pace:
-    """How long each pass of a fake model takes, and how many there were."""
+    """How long each pass of a fake model takes, whether it fails, and how many there were."""
 
     seconds: float = 0.0
+    fault: str = ""
     num_passes: int = 0
 
 
@@ -119,6 +120,8 @@ def pace(monkeypatch: pytest.MonkeyPatch) -> Pace:
     def slow(*arguments: Any) -> Any:
         kept.num_passes += 1
         threading.Event().wait(kept.seconds)
+        if kept.fault:
+            raise RuntimeError(kept.fault)
         return plain(*arguments)
 
     monkeypatch.setattr(fake, "_head", slow)

@@ -60,7 +60,7 @@ class Slow:
 @pytest.fixture
 def slow(serve: Any, pace: Any) -> Iterator[Slow]:
     with serve() as server:
-        pace.seconds = 0.3
+        pace.seconds, pace.num_passes = 0.3, 0
         yield Slow(server, pace)
 
 
