@@ -66,7 +66,7 @@ def test_model_of_a_fixed_number_of_rows_gets_that_many(tensor_manifest: Manifes
 
 
 def test_failure_says_which_size_and_what_to_do(tensor_manifest: Manifest) -> None:
-    with pytest.raises(BackendError, match="'numbers' fails on 8 rows of zeros: no such size; .*FATHOM_WARM_UP"):
+    with pytest.raises(BackendError, match=r"'numbers' fails on 8 rows of zeros: no such size; .*FATHOM_WARM_UP"):
         warm_up(tensor_manifest, seen(tensor_manifest, bad_rows=8), LIMITS)
 
 
