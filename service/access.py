@@ -47,10 +47,7 @@ class AccessMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = identifier
-                if told.degraded:
-                    headers["x-fathom-degraded"] = told.degraded
+                _tell(MutableHeaders(scope=message), identifier, told)
             await send(message)
 
         try:
@@ -93,6 +90,14 @@ class AccessMiddleware:
         level = logging.DEBUG if scope["path"].startswith(_OPERATIONS) else logging.INFO
         fields = {"method": scope["method"], "path": scope["path"], "status": status, "seconds": round(seconds, 6)}
         _log.log(level, "request", extra={"fields": fields})
+
+
+def _tell(headers: MutableHeaders, identifier: str, told: Told) -> None:
+    headers["x-request-id"] = identifier
+    if told.degraded:
+        headers["x-fathom-degraded"] = told.degraded
+    if told.cached:
+        headers["x-fathom-cached"] = str(told.cached)
 
 
 def _refusal(reason: str) -> Response:

@@ -76,6 +76,9 @@ class Metrics:
             "degraded", "Rows that got a cheaper chain because too much waited for the full one", (*_MODEL, "step")
         )
         self.degrade_step = gauge("degrade_step", "Step of the ladder of cheaper chains; 0 is the full chain")
+        self.cache_hits = counter("cache_hits", "Rows answered from the response cache, without running a layer")
+        self.cache_misses = counter("cache_misses", "Rows that were looked for in the response cache in vain")
+        self.cache_bytes = gauge("cache_bytes", "Memory the response cache holds")
         self.running = gauge("running_sequences", "Sequences being generated")
         self.slots_used = gauge("kv_slots_used", "KV slots in use")
         self.slots = gauge("kv_slots", "KV slots there are")
@@ -151,6 +154,15 @@ class ModelMetrics:
         """Read the step of the ladder whenever it is scraped."""
         self._metrics.degrade_step.labels(*self.labels).set_function(step)
 
+    def observe_cache(self, num_rows: int, num_missing: int) -> None:
+        """Count rows that were looked for in the response cache."""
+        self._metrics.cache_hits.labels(*self.labels).inc(num_rows - num_missing)
+        self._metrics.cache_misses.labels(*self.labels).inc(num_missing)
+
+    def watch_cache(self, num_bytes: Callable[[], int]) -> None:
+        """Read the size of the response cache whenever it is scraped."""
+        self._metrics.cache_bytes.labels(*self.labels).set_function(num_bytes)
+
     def observe_generation(self, num_prompt_tokens: int, answer: Generated) -> None:
         """Count an answered prompt."""
         self._metrics.prompt_tokens.labels(*self.labels).inc(num_prompt_tokens)
@@ -199,6 +211,7 @@ class ModelMetrics:
             metrics.slots,
             metrics.load_seconds,
             metrics.degrade_step,
+            metrics.cache_bytes,
         ):
             gauge.remove(*self.labels)
         metrics.ready.labels(*self.labels).set(0)

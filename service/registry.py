@@ -187,6 +187,7 @@ def _limits(manifest: Manifest, settings: Settings) -> EngineLimits:
         settings.verifier_timeout_s,
         settings.verifier_max_retries,
         _ladder(manifest, settings),
+        settings.response_cache_bytes,
     )
 
 

@@ -55,6 +55,7 @@ class Settings(BaseSettings):
     )
     degrade_wait_s: float = Field(1.0, gt=0, description="wait from which a model with such chains falls back")
     degrade_fraction: float = Field(0.5, gt=0, le=1, description="part of a queue limit from which it does")
+    response_cache_bytes: int = Field(0, ge=0, description="memory for answers to give again, per model; 0 keeps none")
     kv_bytes: int = Field(1 << 30, ge=1 << 20, description="memory for keys and values, per model")
     search_bytes: int = Field(64 << 20, ge=1 << 16, description="memory for shared prefixes, per search")
     verifier_url: str | None = Field(None, description="endpoint of the search reward 'verifier'; gets POSTs")

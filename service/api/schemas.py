@@ -43,6 +43,7 @@ PriorityField: TypeAlias = Annotated[
     Field(ge=0, le=NUM_PRIORITIES, description=f"1 is the most urgent; 0 the default, which is {DEFAULT_PRIORITY}"),
 ]
 DEGRADED: Any = Field(None, description="true where too much waited for the full chain, and a cheaper one ran instead")
+CACHED: Any = Field(None, description="samples answered from the response cache; they executed no layer")
 InputsField: TypeAlias = Annotated[
     list[Any] | dict[str, Any],
     or_say("a list of texts, of token-id lists or of rows, or named tensors"),
@@ -162,6 +163,7 @@ class PredictResponse(BaseModel):
     usage: Usage
     timing: TimingOut
     degraded: bool | None = DEGRADED
+    cached: int | None = CACHED
 
 
 class ModelInfo(BaseModel):

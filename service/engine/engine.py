@@ -13,11 +13,12 @@ from models.chain import Chain
 from models.errors import ChainError, OverloadError
 from service.backends.protocol import Backend
 from service.engine.batcher import Batcher
+from service.engine.cache import ResponseCache, key_of
 from service.engine.degrade import Degrade, Ladder
 from service.engine.queue import Limits, QueueLimits
 from service.engine.shared import SharedAnswer, SharedSample, SharedWork
 from service.engine.terms import current_terms
-from service.engine.work import Work
+from service.engine.work import Generated, GenerateWork, TensorWork, Work
 from service.metrics import ModelMetrics
 
 # Every layer once; and what is remembered for this input, which a route looks up before the engine sees it.
@@ -44,6 +45,7 @@ class EngineLimits:
     verifier_timeout_s: float = 10.0
     verifier_max_retries: int = 2
     ladder: Ladder | None = None
+    response_cache_bytes: int = 0
 
 
 class Engine:
@@ -54,10 +56,13 @@ class Engine:
         self.num_layers = manifest.num_layers
         self._batcher = Batcher(backend, metrics, limits.batch, limits.queue)
         self._is_patient = False
+        self._cache = ResponseCache(limits.response_cache_bytes) if limits.response_cache_bytes else None
         self._degrade = Degrade(len(limits.ladder.chains)) if limits.ladder else None
         metrics.watch(self._batcher, backend.num_slots)
         if limits.ladder:
             metrics.watch_degrade(self._degrade_step)
+        if (cache := self._cache) is not None:
+            metrics.watch_cache(lambda: cache.num_bytes)
 
     def chains(self, value: ChainValue, count: int) -> tuple[Chain, ...]:
         """The chain of each of `count` inputs. Raises ChainError naming the visit, the value and the limit."""
@@ -107,6 +112,32 @@ class Engine:
 
         Raises DeadlineError once the request's time is over; then they leave too.
         """
+        return await (self._run(works) if self._cache is None else self._recall_or_run(works, self._cache))
+
+    async def _recall_or_run(self, works: Sequence[Work], cache: ResponseCache) -> list[Any]:
+        keys = [key_of(work) for work in works]
+        found = [key and cache.get(key) for key in keys]
+        if isinstance(works[0], TensorWork) and not all(found):  # rows of one request are answered as one
+            found = [None] * len(works)
+        for work, answer in zip(works, found, strict=True):
+            if isinstance(answer, Generated) and isinstance(work, GenerateWork) and work.on_choice:
+                for choice in answer.choices:
+                    work.on_choice(choice)
+        missing = [place for place, answer in enumerate(found) if not answer]
+        rows = [0 if key is None else work.num_rows for key, work in zip(keys, works, strict=True)]
+        self.metrics.observe_cache(sum(rows), sum(rows[place] for place in missing))
+        if told := works[0].terms.told:
+            told.cached += len(works) - len(missing)
+        answers: list[Any] = list(found)
+        for place, answer in zip(missing, await self._run([works[place] for place in missing]), strict=True):
+            answers[place] = answer
+            if key := keys[place]:
+                cache.put(key, answer)
+        return answers
+
+    async def _run(self, works: Sequence[Work]) -> list[Any]:
+        if not works:
+            return []
         await self._submit(works)
         alarm = _expire_later(works)
         try:

@@ -47,7 +47,12 @@ class TensorEngine(Engine):
         outputs, timing = await self.forward(arrays, chains)
         lists = {name: array.tolist() for name, array in outputs.items()}
         rows = [
-            Row({name: values[place] for name, values in lists.items()}, chain, len(chain), self.num_layers)
+            Row(
+                {name: values[place] for name, values in lists.items()},
+                chain,
+                0 if timing.is_cached else len(chain),
+                self.num_layers,
+            )
             for place, chain in enumerate(chains)
         ]
         return rows, timing
@@ -62,7 +67,8 @@ class TensorEngine(Engine):
         if self.num_layers:
             _check_finite(outputs, chains)
         timing = answers[-1].timing
-        self.metrics.observe_samples(chains, [1] * len(chains), self.num_layers, timing)
+        if not timing.is_cached:
+            self.metrics.observe_samples(chains, [1] * len(chains), self.num_layers, timing)
         return outputs, timing
 
     def _split(self, arrays: dict[str, Array], chains: tuple[Chain, ...]) -> list[TensorWork]:

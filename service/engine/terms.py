@@ -4,7 +4,7 @@ import contextvars
 import math
 import time
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # As in Triton 0 asks for the default and 1 is the most urgent.
 NUM_PRIORITIES = 5
@@ -55,10 +55,12 @@ def current_terms() -> Terms:
     return _current.get() or Terms(arrived_at=time.perf_counter(), told=Told())
 
 
-def noted() -> dict[str, bool]:
+def noted() -> dict[str, Any]:
     """What the answer to the current request must say beside its outputs, by field."""
     told = current_terms().told
-    return {"degraded": True} if told and told.degraded else {}
+    if told is None or not (told.degraded or told.cached):
+        return {}
+    return {"degraded": bool(told.degraded) or None, "cached": told.cached or None}
 
 
 def set_terms(terms: Terms) -> "contextvars.Token[Terms | None]":

@@ -19,10 +19,11 @@ FinishReason: TypeAlias = Literal["stop", "length"]
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds a sample waited, and seconds from leaving the queue to its answer."""
+    """Seconds a sample waited, and seconds from leaving the queue to its answer; of one from memory there are none."""
 
     queue_s: float
     compute_s: float
+    is_cached: bool = False
 
 
 @dataclass(frozen=True, slots=True)

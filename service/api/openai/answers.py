@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from service.api.schemas import DEGRADED
+from service.api.schemas import CACHED, DEGRADED
 
 
 class ErrorObject(BaseModel):
@@ -56,6 +56,7 @@ class ChoiceRan(BaseModel):
     layers_full: int = Field(description="what the full chain would have executed")
     seed: int
     degraded: bool | None = DEGRADED
+    cached: int | None = CACHED
 
 
 class Logprobs(BaseModel):

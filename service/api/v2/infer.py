@@ -77,9 +77,9 @@ async def _run(body: InferRequest, engine: TensorEngine, arrays: dict[str, tenso
         raise InputError(f"model {engine.manifest.name!r} writes no text; leave {foreign} out of the parameters")
     chain = await memory.resolve(body.parameters.chain, engine, arrays)
     chains = engine.affordable_chains(chain, len(next(iter(arrays.values()))))
-    outputs, _ = await engine.forward(arrays, chains)
+    outputs, timing = await engine.forward(arrays, chains)
     answers = [tensors.write(outputs[spec.name], spec) for spec in engine.manifest.outputs]
-    executed = sum(len(one) for one in chains)
+    executed = 0 if timing.is_cached else sum(len(one) for one in chains)
     return _response(body, engine, answers, ran(chains, executed, engine.num_layers * len(chains)))
 
 

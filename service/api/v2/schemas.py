@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from service.api.schemas import DEGRADED, Body, ChainField, PriorityField, SamplingParameters
+from service.api.schemas import CACHED, DEGRADED, Body, ChainField, PriorityField, SamplingParameters
 
 _Size = Annotated[int, Field(ge=0)]
 _Shape = Annotated[list[_Size], Field(max_length=32)]
@@ -122,6 +122,7 @@ class Ran(BaseModel):
     layers_executed: int = Field(description="visits times passes, all rows together")
     layers_full: int = Field(description="what the full chain would have executed")
     degraded: bool | None = DEGRADED
+    cached: int | None = CACHED
 
 
 class OutputParameters(BaseModel):
