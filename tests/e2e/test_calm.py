@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+import statistics
 import threading
 import time
 from collections import Counter
@@ -51,7 +52,9 @@ def test_memory_of_unloaded_models_comes_back_while_another_model_serves(start: 
             assert server.client.post("/models/big/load").status_code == 200
             loaded = _resident_mb(server.process.pid)
             server.post("/predict", model="big", inputs=DIGIT * 8)
-    assert max(resident[2:]) - min(resident[2:]) < 15, resident
+    # Flat: what may still be on its way back at one moment is less than a model, and nothing adds up.
+    assert max(resident[2:]) - min(resident[2:]) < 40, resident
+    assert statistics.median(resident[6:]) - statistics.median(resident[2:6]) < 8, resident
     assert loaded - resident[-1] > 40, (loaded, resident)
     assert len(answers) > 20
     assert set(answers) == {answers[0]}
