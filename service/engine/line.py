@@ -50,7 +50,7 @@ class Line(Generic[_W]):
 
     def first(self) -> _W | None:
         """The next, which stays."""
-        level = self._next_level()
+        level = self._next_level() if self._num_works else None
         return None if level is None else level.first()
 
     def put(self, work: _W) -> None:
@@ -62,11 +62,13 @@ class Line(Generic[_W]):
         """Let work go that is served now, the next or another."""
         served = self._levels[work.terms.priority - 1]
         served.advance()
-        self.remove(work)
+        served.remove(work)
+        self._num_works -= 1
         served.num_overtaken = 0
-        for level in self._levels[work.terms.priority :]:
-            if level.clients:
-                level.num_overtaken += 1
+        if self._num_works:
+            for level in self._levels[work.terms.priority :]:
+                if level.clients:
+                    level.num_overtaken += 1
 
     def remove(self, work: _W) -> bool:
         """Forget work that nobody wants any more; says whether it was here."""

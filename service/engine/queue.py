@@ -47,11 +47,11 @@ class Queue:
         self.prompts = Line[GenerateWork]()
         self._drain = DrainRate(3, clock)
         self._client_rows: Counter[str] = Counter()
-        self.num_rows = self.num_tokens = 0
+        self._num_works = self.num_rows = self.num_tokens = 0
         self.overdue: list[Work] = []
 
     def __len__(self) -> int:
-        return len(self._forward) + len(self._search) + len(self.prompts)
+        return self._num_works
 
     @property
     def is_urgent(self) -> bool:
@@ -79,7 +79,7 @@ class Queue:
         self._check_room(works)
         if self._limits.max_client_rows is not None:
             self._check_client(works, self._limits.max_client_rows)
-        if not len(self):
+        if not self._num_works:
             self._drain.begin()
         for work in works:
             self._enter(work)
@@ -143,6 +143,7 @@ class Queue:
 
     def _enter(self, work: Work) -> None:
         self._line_of(work).put(work)
+        self._num_works += 1
         self.num_rows += work.num_rows
         self.num_tokens += work.num_tokens
         if self._limits.max_client_rows is not None:
@@ -155,6 +156,7 @@ class Queue:
         self._drain.leave((len(works), rows - self.num_rows, tokens - self.num_tokens))
 
     def _subtract(self, work: Work) -> None:
+        self._num_works -= 1
         self.num_rows -= work.num_rows
         self.num_tokens -= work.num_tokens
         if self._limits.max_client_rows is not None:
@@ -164,23 +166,24 @@ class Queue:
                 del self._client_rows[client]
 
     def _check_room(self, works: Sequence[Work]) -> None:
-        rows, tokens = sum(work.num_rows for work in works), sum(work.num_tokens for work in works)
         limits = self._limits
+        rows, tokens = sum([work.num_rows for work in works]), sum([work.num_tokens for work in works])
         for unit, name, waiting, wanted, limit in (
-            (_SAMPLES, "samples", len(self), len(works), limits.max_requests),
+            (_SAMPLES, "samples", self._num_works, len(works), limits.max_requests),
             (_ROWS, "rows", self.num_rows, rows, limits.max_rows),
             (_TOKENS, "tokens", self.num_tokens, tokens, limits.max_tokens),
         ):
+            if waiting + wanted <= limit:
+                continue
             if wanted > limit:
                 raise LengthError(
                     f"the request has {wanted} {name} and the queue takes at most {limit}; send it in several requests"
                 )
-            if waiting + wanted > limit:
-                raise OverloadError(
-                    f"{waiting} {name} wait and {wanted} more would pass the limit of {limit}; come back later",
-                    self._drain.seconds_for(unit, waiting + wanted - limit),
-                    name,
-                )
+            raise OverloadError(
+                f"{waiting} {name} wait and {wanted} more would pass the limit of {limit}; come back later",
+                self._drain.seconds_for(unit, waiting + wanted - limit),
+                name,
+            )
 
     def _check_client(self, works: Sequence[Work], limit: int) -> None:
         client, wanted = works[0].terms.client, sum(work.num_rows for work in works)
