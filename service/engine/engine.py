@@ -112,7 +112,9 @@ class Engine:
 
         Raises DeadlineError once the request's time is over; then they leave too.
         """
-        return await (self._run(works) if self._cache is None else self._recall_or_run(works, self._cache))
+        if self._cache is None or not works:
+            return await self._run(works)
+        return await self._recall_or_run(works, self._cache)
 
     async def _recall_or_run(self, works: Sequence[Work], cache: ResponseCache) -> list[Any]:
         keys = [key_of(work) for work in works]
