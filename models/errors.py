@@ -37,11 +37,15 @@ class BackendError(FathomError):
 
 
 class OverloadError(FathomError):
-    """A queue that is full; `retry_after_s` says when to come back."""
+    """A queue that is full; `retry_after_s` says when to come back, `unit` of what there was too much."""
 
-    def __init__(self, message: str, retry_after_s: float) -> None:
+    def __init__(self, message: str, retry_after_s: float, unit: str = "requests") -> None:
         super().__init__(message)
-        self.retry_after_s = retry_after_s
+        self.retry_after_s, self.unit = retry_after_s, unit
+
+
+class DeadlineError(FathomError):
+    """A request whose time was over before its answer."""
 
 
 class UnavailableError(FathomError):

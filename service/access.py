@@ -5,11 +5,15 @@ import logging
 import os
 import re
 import time
+from collections.abc import Iterator
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from models.errors import InputError
+from service.callers import read_terms
+from service.engine.terms import Told, reset_terms, set_terms
 from service.lifecycle import Lifecycle
 from service.logs import request_id
 from service.metrics import Metrics
@@ -25,8 +29,11 @@ _OPERATIONS = ("/health", "/metrics", "/v2/health")
 class AccessMiddleware:
     """Pure ASGI, so that streaming answers pass through untouched."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, lifecycle: Lifecycle) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, lifecycle: Lifecycle, max_request_s: float | None = None
+    ) -> None:
         self._app, self._metrics, self._lifecycle = app, metrics, lifecycle
+        self._max_request_s = max_request_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -35,17 +42,17 @@ class AccessMiddleware:
         started = time.perf_counter()
         identifier = _request_id(scope)
         token, path_token = request_id.set(identifier), request_path.set(scope["path"])
-        status = 0
+        status, told = 0, Told()
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (_ID_HEADER, identifier.encode())]
+                message["headers"] = [*message.get("headers", ()), *_headers(identifier, told)]
             await send(message)
 
         try:
-            await self._answer(scope, receive, send_with_id)
+            await self._answer(scope, receive, send_with_id, started, told)
         except ClientDisconnect:
             pass  # nobody is there to hear the answer
         except asyncio.CancelledError:
@@ -61,11 +68,20 @@ class AccessMiddleware:
             request_id.reset(token)
             request_path.reset(path_token)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, arrived_at: float, told: Told) -> None:
         if self._lifecycle.is_draining and not scope["path"].startswith(_OPERATIONS):
             await _refusal("this server is shutting down")(scope, receive, send)
-        else:
+            return
+        try:
+            terms = read_terms(scope, arrived_at, self._max_request_s, told)
+        except InputError as error:
+            await problem_of(error)(scope, receive, send)
+            return
+        token = set_terms(terms)
+        try:
             await self._app(scope, receive, send)
+        finally:
+            reset_terms(token)
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")
@@ -76,6 +92,14 @@ class AccessMiddleware:
             return
         fields = {"method": scope["method"], "path": scope["path"], "status": status, "seconds": round(seconds, 6)}
         _log.log(level, "request", extra={"fields": fields})
+
+
+def _headers(identifier: str, told: Told) -> Iterator[tuple[bytes, bytes]]:
+    yield _ID_HEADER, identifier.encode()
+    if told.degraded:
+        yield b"x-fathom-degraded", told.degraded.encode()
+    if told.cached:
+        yield b"x-fathom-cached", str(told.cached).encode()
 
 
 def _refusal(reason: str) -> Response:

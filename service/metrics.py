@@ -1,12 +1,14 @@
 """Every metric name, in one place. Seconds and bytes; labels `model` and `version`; no global registry."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from models.chain import Chain
-from service.engine.work import Generated, Timing
+from models.errors import DeadlineError, OverloadError
+from service.engine.work import Generated, Timing, Work
 
 _MODEL = ("model", "version")
 # From 50 microseconds up: a small model answers in less than a millisecond.
@@ -66,6 +68,18 @@ class Metrics:
         self.queue_requests = gauge("queue_requests", "Samples that wait")
         self.queue_rows = gauge("queue_rows", "Rows that wait")
         self.queue_tokens = gauge("queue_tokens", "Tokens that wait")
+        self.rejected = counter(
+            "rejected", "Rows refused because too much waits; reason is the limit that was reached", (*_MODEL, "reason")
+        )
+        self.cancelled = counter("cancelled", "Rows whose client left before their answer")
+        self.expired = counter("expired", "Rows whose deadline passed before their answer")
+        self.degraded = counter(
+            "degraded", "Rows that got a cheaper chain because too much waited for the full one", (*_MODEL, "step")
+        )
+        self.degrade_step = gauge("degrade_step", "Step of the ladder of cheaper chains; 0 is the full chain")
+        self.cache_hits = counter("cache_hits", "Rows answered from the response cache, without running a layer")
+        self.cache_misses = counter("cache_misses", "Rows that were looked for in the response cache in vain")
+        self.cache_bytes = gauge("cache_bytes", "Memory the response cache holds")
         self.running = gauge("running_sequences", "Sequences being generated")
         self.slots_used = gauge("kv_slots_used", "KV slots in use")
         self.slots = gauge("kv_slots", "KV slots there are")
@@ -113,6 +127,8 @@ class ModelMetrics:
         self._chain_length = metrics.chain_length.labels(*self.labels)
         self._layers_answered = metrics.layers_answered.labels(*self.labels)
         self._layers_full = metrics.layers_full.labels(*self.labels)
+        self._cancelled = metrics.cancelled.labels(*self.labels)
+        self._expired = metrics.expired.labels(*self.labels)
         self._layers: dict[int, Counter] = {}
 
     def count_layer_call(self, layer: int, rows: int, tokens: int) -> None:
@@ -134,6 +150,33 @@ class ModelMetrics:
             self._chain_length.observe(len(chain))
         self._layers_answered.inc(sum(len(chain) * count for chain, count in zip(chains, passes, strict=True)))
         self._layers_full.inc(num_layers * sum(passes))
+
+    def observe_failure(self, works: Sequence[Work], error: BaseException) -> None:
+        """Count the rows of a request that was refused, given up by its client, or too late."""
+        rows = sum(work.num_rows for work in works)
+        if isinstance(error, OverloadError):
+            self._metrics.rejected.labels(*self.labels, error.unit).inc(rows)
+        elif isinstance(error, asyncio.CancelledError):
+            self._cancelled.inc(rows)
+        elif isinstance(error, DeadlineError):
+            self._expired.inc(rows)
+
+    def observe_degraded(self, step: int, rows: int) -> None:
+        """Count rows that asked for the full chain and get a step of the ladder instead."""
+        self._metrics.degraded.labels(*self.labels, str(step)).inc(rows)
+
+    def watch_degrade(self, step: Callable[[], int]) -> None:
+        """Read the step of the ladder whenever it is scraped."""
+        self._metrics.degrade_step.labels(*self.labels).set_function(step)
+
+    def observe_cache(self, num_rows: int, num_missing: int) -> None:
+        """Count rows that were looked for in the response cache."""
+        self._metrics.cache_hits.labels(*self.labels).inc(num_rows - num_missing)
+        self._metrics.cache_misses.labels(*self.labels).inc(num_missing)
+
+    def watch_cache(self, num_bytes: Callable[[], int]) -> None:
+        """Read the size of the response cache whenever it is scraped."""
+        self._metrics.cache_bytes.labels(*self.labels).set_function(num_bytes)
 
     def observe_generation(self, num_prompt_tokens: int, answer: Generated) -> None:
         """Count an answered prompt."""
@@ -182,6 +225,8 @@ class ModelMetrics:
             metrics.slots_used,
             metrics.slots,
             metrics.load_seconds,
+            metrics.degrade_step,
+            metrics.cache_bytes,
         ):
             gauge.remove(*self.labels)
         metrics.ready.labels(*self.labels).set(0)

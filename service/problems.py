@@ -5,6 +5,7 @@ A dialect whose protocol has an error shape of its own gets that shape instead.
 
 import contextvars
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from models.errors import (
     ArtifactError,
     BackendError,
     ChainError,
+    DeadlineError,
     FathomError,
     InputError,
     LengthError,
@@ -40,6 +42,7 @@ _TABLE: Sequence[tuple[type[FathomError], int, str]] = (
     (UnknownModelError, 404, "No such model"),
     (NotFoundError, 404, "No such record"),
     (OverloadError, 429, "The queue is full"),
+    (DeadlineError, 504, "The time is over"),
     (UnavailableError, 503, "Not serving right now"),
     (ArtifactError, 409, "The artifact cannot be loaded"),
     (VerifierError, 502, "The verifier failed"),
@@ -80,7 +83,7 @@ def problem_of(error: Exception) -> Response:
             detail = str(error) if status != 500 else "the log has the rest under this request id"
             response = problem(status, title, detail)
             if isinstance(error, OverloadError):
-                response.headers["retry-after"] = str(max(1, round(error.retry_after_s)))
+                response.headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
             return response
     return problem(500, "Unforeseen error", "the log has the rest under this request id")
 

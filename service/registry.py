@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from models.artifact import Manifest, find_version, list_versions, read_manifest, version_order
-from models.errors import ArtifactError, FathomError, UnavailableError, UnknownModelError
+from models.errors import ArtifactError, BackendError, ChainError, FathomError, UnavailableError, UnknownModelError
 from models.lm.tokenizer import Tokenizer
 from service.backends.open import num_slots_within, open_backend
 from service.backends.protocol import Backend
+from service.engine.degrade import Ladder, read_ladder
 from service.engine.engine import Engine, EngineLimits
 from service.engine.language import LanguageEngine
 from service.engine.queue import Limits, QueueLimits
 from service.engine.tensor import TensorEngine
+from service.engine.warm import warm_up
 from service.metrics import Metrics, ModelMetrics
 from service.settings import Settings
+from service.trim import give_back_memory
 
 _log = logging.getLogger("fathom.registry")
 State: TypeAlias = Literal["available", "loading", "ready", "unloading", "failed"]
@@ -31,6 +34,16 @@ class Entry:
     state: State
     engine: Engine | None = None
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """What an engine is made of."""
+
+    manifest: Manifest
+    backend: Backend
+    limits: EngineLimits
+    tokenizer: Tokenizer | None
 
 
 class Registry:
@@ -80,6 +93,8 @@ class Registry:
     async def load_all(self) -> None:
         """Load the latest version of every model; one that fails does not stop the others."""
         names = list(list_versions(self.repository))
+        if strangers := sorted(self._settings.degrade.keys() - set(names)):
+            _log.warning("FATHOM_DEGRADE names %s; there are %s", strangers, names)
         for name in names:
             self._enter(self._key(name, None), Entry("loading"))
         for name in names:
@@ -99,8 +114,8 @@ class Registry:
         self._enter(key, Entry("loading"))
         started = time.perf_counter()
         try:
-            manifest, backend = await asyncio.to_thread(self._open, self.repository / key[0] / key[1])
-            engine = self._engine(manifest, backend, self.repository / key[0] / key[1])
+            opened = await asyncio.to_thread(self._open, self.repository / key[0] / key[1])
+            engine = self._engine(opened)
         except Exception as error:
             self._enter(key, Entry("failed", reason=str(error)))
             raise
@@ -123,7 +138,8 @@ class Registry:
         if engine:
             self._enter(key, Entry("unloading"))
             await engine.close()
-            del self._entries[key]
+            del engine, self._entries[key]
+            await asyncio.to_thread(give_back_memory)
 
     async def close(self) -> None:
         """Unload everything."""
@@ -145,39 +161,62 @@ class Registry:
                 f"there are {[f'{model}/{found}' for model, found in known]}"
             )
 
-    def _open(self, directory: Path) -> tuple[Manifest, Backend]:
+    def _open(self, directory: Path) -> _Opened:
+        """Everything about a model that takes time: its own thread waits for it, not the event loop."""
         settings, manifest = self._settings, read_manifest(directory)
         if (manifest.name, manifest.version) != (directory.parent.name, directory.name):
             raise ArtifactError(f"{directory} holds {manifest.name!r} version {manifest.version!r}; export it again")
-        slots = num_slots_within(
-            manifest, settings.max_batch_rows, settings.kv_bytes, _longest_chain(manifest, settings)
-        )
-        return manifest, open_backend(
-            manifest, directory, settings.backend, settings.device, settings.num_threads, slots
-        )
+        limits, language = _limits(manifest, settings), manifest.language
+        tokenizer = Tokenizer(directory / language.tokenizer) if language else None
+        slots = num_slots_within(manifest, settings.max_batch_rows, settings.kv_bytes, limits.max_chain_length)
+        backend = open_backend(manifest, directory, settings.backend, settings.device, settings.num_threads, slots)
+        if settings.warm_up:
+            try:
+                warm_up(manifest, backend, limits.batch)
+            except BackendError:
+                backend.close()
+                raise
+        return _Opened(manifest, backend, limits, tokenizer)
 
-    def _engine(self, manifest: Manifest, backend: Backend, directory: Path) -> Engine:
-        settings = self._settings
-        limits = EngineLimits(
-            Limits(_rows_at_once(manifest, settings), settings.max_batch_tokens),
-            QueueLimits(settings.max_queue_requests, settings.max_queue_rows, settings.max_queue_tokens),
-            _longest_chain(manifest, settings),
-            settings.search_bytes,
-            settings.verifier_url,
-            settings.verifier_timeout_s,
-            settings.verifier_max_retries,
-        )
+    def _engine(self, opened: _Opened) -> Engine:
+        manifest, backend, limits = opened.manifest, opened.backend, opened.limits
         metrics = ModelMetrics(self._metrics, manifest.name, manifest.version)
-        if manifest.language is None:
+        if opened.tokenizer is None:
             return TensorEngine(manifest, backend, limits, metrics)
-        tokenizer = Tokenizer(directory / manifest.language.tokenizer)
-        return LanguageEngine(manifest, backend, limits, metrics, tokenizer)
+        return LanguageEngine(manifest, backend, limits, metrics, opened.tokenizer)
+
+
+def _limits(manifest: Manifest, settings: Settings) -> EngineLimits:
+    return EngineLimits(
+        Limits(_rows_at_once(manifest, settings), settings.max_batch_tokens),
+        QueueLimits(
+            settings.max_queue_requests, settings.max_queue_rows, settings.max_queue_tokens, settings.max_client_rows
+        ),
+        _longest_chain(manifest, settings),
+        settings.search_bytes,
+        settings.verifier_url,
+        settings.verifier_timeout_s,
+        settings.verifier_max_retries,
+        _ladder(manifest, settings),
+        settings.response_cache_bytes,
+    )
 
 
 def _rows_at_once(manifest: Manifest, settings: Settings) -> int:
     """Rows of one pass; an adopted graph may have been exported for a fixed number."""
     fixed = {spec.shape[0] for spec in (*manifest.inputs, *manifest.outputs)} - {-1}
     return min(fixed, default=settings.max_batch_rows)
+
+
+def _ladder(manifest: Manifest, settings: Settings) -> Ladder | None:
+    """The cheaper chains that are declared for a model. Raises ChainError if it cannot run them."""
+    declared = settings.degrade.get(manifest.name)
+    if not declared:
+        return None
+    if not manifest.num_layers:
+        raise ChainError(f"model {manifest.name!r} is served whole; leave it out of FATHOM_DEGRADE")
+    chains = read_ladder(declared, manifest.num_layers, _longest_chain(manifest, settings))
+    return Ladder(chains, settings.degrade_wait_s, settings.degrade_fraction)
 
 
 def _longest_chain(manifest: Manifest, settings: Settings) -> int:

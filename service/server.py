@@ -36,7 +36,10 @@ class AddressError(FathomError):
 
 
 class Server(uvicorn.Server):
-    """Uvicorn that answers what it accepted and exits with 0 when told to stop; a second signal cuts it short."""
+    """Uvicorn that answers what it accepted and exits with 0 when told to stop.
+
+    A second signal cuts it short: what still runs is answered 503, and as everyone got an answer the exit code is 0.
+    """
 
     def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle) -> None:
         super().__init__(config)

@@ -1,10 +1,12 @@
 """Settings of a server: the only place that reads the environment (`FATHOM_*`), once."""
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models.errors import FathomError
@@ -15,6 +17,13 @@ PREFIX = "FATHOM_"
 
 class SettingsError(FathomError):
     """A setting that is unknown or out of range."""
+
+
+def _parsed(value: object) -> object:
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError as error:
+        raise ValueError(f"no valid JSON at character {error.pos}: {error.msg}") from error
 
 
 class Settings(BaseSettings):
@@ -28,14 +37,25 @@ class Settings(BaseSettings):
     backend: BackendName = Field("auto", description="runtime; auto takes onnx, then torchscript, then eager")
     device: Device = Field("cpu", description="where models run")
     num_threads: int = Field(1, ge=1, le=1024, description="threads of one layer call")
+    warm_up: bool = Field(True, description="run a model once before it is ready")
     max_batch_rows: int = Field(64, ge=1, le=65536, description="rows of one pass")
     max_batch_tokens: int = Field(8192, ge=1, description="tokens of one pass, padding included")
     max_queue_requests: int = Field(4096, ge=1, description="samples that may wait, per model")
     max_queue_rows: int = Field(65536, ge=1, description="rows that may wait, per model")
     max_queue_tokens: int = Field(1 << 20, ge=1, description="tokens that may wait, per model")
+    max_client_rows: int | None = Field(None, ge=1, description="rows of one client that may wait, per model")
+    max_request_s: float | None = Field(None, gt=0, description="how long a request may wait and run; none: for ever")
     max_chain_factor: float = Field(4.0, ge=1, le=64, description="longest chain, as a multiple of the layer count")
     max_inputs: int = Field(4096, ge=1, description="inputs of one request")
     max_body_bytes: int = Field(16 << 20, ge=1024, description="largest request body")
+    degrade: Annotated[dict[str, tuple[str, ...]], BeforeValidator(_parsed)] = Field(
+        {},
+        description="per model chains to fall back to under pressure, ever shorter; JSON such as "
+        '{"arith": ["0-4,6-11", "0-3,8-11"]}',
+    )
+    degrade_wait_s: float = Field(1.0, gt=0, description="wait from which a model with such chains falls back")
+    degrade_fraction: float = Field(0.5, gt=0, le=1, description="part of a queue limit from which it does")
+    response_cache_bytes: int = Field(0, ge=0, description="memory for answers to give again, per model; 0 keeps none")
     kv_bytes: int = Field(1 << 30, ge=1 << 20, description="memory for keys and values, per model")
     search_bytes: int = Field(64 << 20, ge=1 << 16, description="memory for shared prefixes, per search")
     verifier_url: str | None = Field(None, description="endpoint of the search reward 'verifier'; gets POSTs")

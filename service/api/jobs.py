@@ -20,6 +20,7 @@ from service.api.state import JobsState, MemoryState, RegistryState, SettingsSta
 from service.cola.jobs import Job, Jobs, Report
 from service.cola.memory import Memory
 from service.cola.task import Progress
+from service.engine.terms import NUM_PRIORITIES, Terms, set_terms
 from service.problems import problem
 from service.registry import Registry
 
@@ -111,6 +112,7 @@ class _SearchWork:
         self._latest: dict[str, Any] | None = None
 
     async def __call__(self, report: Report) -> dict[str, Any]:
+        set_terms(Terms(client="jobs", priority=NUM_PRIORITIES))  # a job outlives the request that submitted it
         # Looked up only now: the model may have been loaded anew while the job waited.
         engine = self._registry.get(self._body.model, self._body.version).patient()
 

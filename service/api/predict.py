@@ -24,6 +24,7 @@ from service.engine.engine import FULL, Engine
 from service.engine.language import Completion, Judgement, LanguageEngine
 from service.engine.sampling import Choice, Sampling
 from service.engine.tensor import TensorEngine
+from service.engine.terms import ask, noted
 from service.engine.work import Timing
 from service.logs import request_id
 
@@ -40,6 +41,7 @@ async def predict(body: PredictRequest, request: Request) -> Response:
     if not len(body.inputs):
         raise InputError("no inputs came; send at least one")
     engine: Engine = state.registry.get(body.model, body.version)
+    ask(body.parameters.timeout_s, body.parameters.priority)
     await recall(body, engine, state.memory)
     if body.stream:
         return await sse.stream(_events(body, engine))
@@ -78,20 +80,23 @@ async def _run(body: PredictRequest, engine: TensorEngine) -> bytes:
         for row, values in zip(rows, array, strict=True):
             row[name] = values
     visits = [chain.layers for chain in done.chains]
-    cost = {layers: _cost(layers, engine) for layers in set(visits)}
+    cost = {layers: _cost(layers, engine, done.timing) for layers in set(visits)}
+    executed = 0 if done.timing.is_cached else sum(map(len, visits))
     document = {
+        **noted(),
         "model": engine.manifest.name,
         "version": engine.manifest.version,
         "request_id": request_id.get(),
         "outputs": [{"outputs": row, **cost[layers]} for row, layers in zip(rows, visits, strict=True)],
-        "usage": {"prompt_tokens": 0, "completion_tokens": 0, "layer_evaluations": sum(map(len, visits))},
+        "usage": {"prompt_tokens": 0, "completion_tokens": 0, "layer_evaluations": executed},
         "timing": {"queue_ms": 1000 * done.timing.queue_s, "compute_ms": 1000 * done.timing.compute_s},
     }
     return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _cost(layers: tuple[int, ...], engine: TensorEngine) -> dict[str, object]:
-    return {"chain": layers, "layers_executed": len(layers), "layers_full": engine.num_layers}
+def _cost(layers: tuple[int, ...], engine: TensorEngine, timing: Timing) -> dict[str, object]:
+    executed = 0 if timing.is_cached else len(layers)
+    return {"chain": layers, "layers_executed": executed, "layers_full": engine.num_layers}
 
 
 def _prompts(body: PredictRequest) -> list[str | list[int]]:
@@ -123,7 +128,7 @@ async def _score(body: PredictRequest, engine: LanguageEngine) -> list[Judgement
     prompts, targets = _prompts(body), body.targets or []
     if len(targets) != len(prompts):
         raise InputError(f"{len(targets)} targets came with {len(prompts)} inputs; send one per input")
-    chains = engine.chains(body.chain, len(prompts))
+    chains = engine.affordable_chains(body.chain, len(prompts))
     wanted = [engine.target(target) for target in targets]
     pairs = [(engine.encode(prompt, len(one)), one) for prompt, one in zip(prompts, wanted, strict=True)]
     return await engine.score(pairs, chains)
@@ -192,6 +197,7 @@ def _response(engine: Engine, outputs: list[TextOutput], usage: Usage, timings: 
             queue_ms=1000 * max(timing.queue_s for timing in timings),
             compute_ms=1000 * max(timing.compute_s for timing in timings),
         ),
+        **noted(),
     )
 
 

@@ -6,6 +6,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.functional_validators import WrapValidator
 from pydantic_core import PydanticCustomError
 
+from service.engine.terms import DEFAULT_PRIORITY, NUM_PRIORITIES
+
 
 def or_say(expected: str) -> WrapValidator:
     """One reason instead of one for every member of a union."""
@@ -41,6 +43,12 @@ Temperature: TypeAlias = Annotated[
     AfterValidator(_greedy_or_warm),
     Field(ge=0, le=100, allow_inf_nan=False, description=f"0 is greedy; else at least {_COLDEST}"),
 ]
+PriorityField: TypeAlias = Annotated[
+    int,
+    Field(ge=0, le=NUM_PRIORITIES, description=f"1 is the most urgent; 0 the default, which is {DEFAULT_PRIORITY}"),
+]
+DEGRADED: Any = Field(None, description="true where too much waited for the full chain, and a cheaper one ran instead")
+CACHED: Any = Field(None, description="samples answered from the response cache; they executed no layer")
 InputsField: TypeAlias = Annotated[
     list[Any] | dict[str, Any],
     or_say("a list of texts, of token-id lists or of rows, or named tensors"),
@@ -67,10 +75,14 @@ class SamplingParameters(Body):
 
 
 class Parameters(SamplingParameters):
-    """How a language model answers."""
+    """How a language model answers; and how long and how urgently, for any model."""
 
     mode: Literal["generate", "score"] = Field("generate", description="score gives log-probabilities of `targets`")
     logprobs: int | None = Field(None, ge=0, le=20, description="alternatives to report with each token")
+    timeout_s: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="seconds the request may wait and run, from its arrival"
+    )
+    priority: PriorityField = 0
 
 
 class PredictRequest(Body):
@@ -156,6 +168,8 @@ class PredictResponse(BaseModel):
     outputs: list[TextOutput] | list[RowOutput]
     usage: Usage
     timing: TimingOut
+    degraded: bool | None = DEGRADED
+    cached: int | None = CACHED
 
 
 class ModelInfo(BaseModel):

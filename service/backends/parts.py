@@ -106,6 +106,7 @@ class LanguageBackend:
 
     def close(self) -> None:
         self._parts.close()
+        self._parts = closed_parts()
 
     def _join_each(self, groups: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
         return tuple(self._arrays.join(arrays) for arrays in zip(*groups, strict=True))
@@ -171,8 +172,14 @@ class TensorBackend:
 
     def close(self) -> None:
         self._parts.close()
+        self._parts = closed_parts()
 
 
 def unchanged(*arrays: Any) -> Sequence[Any]:
     """The embed part of a whole graph: its inputs are its carry."""
     return arrays
+
+
+def closed_parts() -> Parts:
+    """Parts of a backend that gave its memory back: whoever still holds the backend holds no weights."""
+    return Parts(unchanged, (), unchanged)

@@ -20,7 +20,6 @@ from service.engine.shared_runner import SharedRunner
 from service.engine.work import GenerateWork, Work
 
 _log = logging.getLogger("fathom.engine")
-_SMOOTHING = 0.9
 # The event loop runs what takes no longer than this itself: waking a thread costs a small model more than its rows.
 _INLINE_S = 1e-3
 
@@ -44,7 +43,6 @@ class Batcher:
         self._device = threading.Lock()
         self._is_inline_due = False
         self._is_closing = False
-        self._turn_s = 0.0
         self._taken: list[Work] = []
         self._thread = threading.Thread(target=self._loop, name="fathom-device", daemon=True)
         self._thread.start()
@@ -62,6 +60,11 @@ class Batcher:
         return self._queue.num_tokens
 
     @property
+    def pressure(self) -> tuple[float, float]:
+        """Seconds until what waits has left, and how full the queue is, 0 to 1."""
+        return self._queue.wait_s, self._queue.fraction
+
+    @property
     def num_running(self) -> int:
         return len(self._generator.running)
 
@@ -74,9 +77,13 @@ class Batcher:
         with self._changed:
             if self._is_closing:
                 raise UnavailableError("the model is being unloaded; send the request again in a moment")
-            turns = len(self._queue) / self._limits.max_rows
-            self._queue.put(works, retry_after_s=max(1.0, self._turn_s * turns))
+            self._queue.put(works)
             self._summon()
+
+    def withdraw(self, works: Sequence[Work]) -> None:
+        """Forget those of a request's samples that still wait; those that run are let go at the next step."""
+        with self._changed:
+            self._queue.withdraw(works)
 
     def close(self) -> None:
         """Finish everything that was accepted, then free the backend. Blocks until done."""
@@ -102,9 +109,10 @@ class Batcher:
             if not is_free:
                 self._changed.notify()
                 return
-            self._take()
+            self._taken = self._queue.take(self._limits)
+            overdue = self._queue.take_overdue()
         try:
-            _resolve(self._one_pass.run(self._taken))
+            _resolve([*_too_late(overdue), *self._one_pass.run(self._taken)])
             self._taken = []
         except Exception as error:
             _log.exception("a batch on the event loop failed")
@@ -115,20 +123,14 @@ class Batcher:
             if len(self._queue):
                 self._summon()
 
-    def _take(self) -> None:
-        self._queue.drop_abandoned()
-        self._taken = self._queue.take(self._limits)
-
     def _loop(self) -> None:
         while self._wait():
-            started = time.perf_counter()
             with self._device:
                 try:
                     self._turn()
                 except Exception as error:
                     _log.exception("a turn of the device thread failed")
                     self._give_up(error)
-            self._turn_s = _SMOOTHING * self._turn_s + (1 - _SMOOTHING) * (time.perf_counter() - started)
         self._backend.close()
 
     def _wait(self) -> bool:
@@ -142,12 +144,14 @@ class Batcher:
     def _turn(self) -> None:
         self._release_abandoned()
         with self._changed:
-            self._take()
-            while self._queue.prompts and self._generator.admit(self._queue.prompts[0]):
-                _start([self._queue.take_prompt()])
+            self._taken = self._queue.take(self._limits)
+            while (work := self._queue.next_prompt()) and self._generator.admit(work):
+                self._queue.take_prompt(work)
+                _start([work])
             if not len(self._background):
                 self._begin_search()
-        _answer(self._one_pass.run(self._taken))
+            overdue = self._queue.take_overdue()
+        _answer([*_too_late(overdue), *self._one_pass.run(self._taken)])
         self._taken = []
         for works in self._generator.next_batches():
             self._step(works)
@@ -194,6 +198,10 @@ def _end_of(work: GenerateWork, logits: Array | Exception) -> object | None:
         return take_token(work, logits)
     except Exception as error:
         return ours(error)
+
+
+def _too_late(works: Sequence[Work]) -> list[tuple[Work, object]]:
+    return [(work, work.too_late()) for work in works]
 
 
 def _start(works: Sequence[Work]) -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import copy
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeAlias
@@ -11,13 +13,18 @@ from models.chain import Chain
 from models.errors import ChainError, OverloadError
 from service.backends.protocol import Backend
 from service.engine.batcher import Batcher
+from service.engine.cache import ResponseCache, key_of
+from service.engine.degrade import Degrade, Ladder
 from service.engine.queue import Limits, QueueLimits
 from service.engine.shared import SharedAnswer, SharedSample, SharedWork
-from service.engine.work import Work
+from service.engine.terms import current_terms
+from service.engine.work import Generated, GenerateWork, TensorWork, Work
 from service.metrics import ModelMetrics
 
 # Every layer once; and what is remembered for this input, which a route looks up before the engine sees it.
 FULL, MEMORY = "full", "memory"
+# Who waits for room looks again no sooner than this.
+_LEAST_PAUSE_S = 0.05
 # What a request may say of a chain: the text form or "full", the layers, or one of these per input.
 ChainValue: TypeAlias = str | Sequence[int] | Sequence[str | Sequence[int]]
 
@@ -27,6 +34,7 @@ class EngineLimits:
     """Bounds of one model; `max_chain_length` is in visits, `search_bytes` is for one search.
 
     The verifier is what searches may ask about answers: an endpoint or none, seconds per answer, tries after one.
+    With a ladder requests for the full chain get cheaper ones while too much waits.
     """
 
     batch: Limits
@@ -36,6 +44,8 @@ class EngineLimits:
     verifier_url: str | None = None
     verifier_timeout_s: float = 10.0
     verifier_max_retries: int = 2
+    ladder: Ladder | None = None
+    response_cache_bytes: int = 0
 
 
 class Engine:
@@ -47,7 +57,13 @@ class Engine:
         self.full = Chain.full(self.num_layers)  # every layer once; no visits where the model is served whole
         self._batcher = Batcher(backend, metrics, limits.batch, limits.queue)
         self._is_patient = False
+        self._cache = ResponseCache(limits.response_cache_bytes) if limits.response_cache_bytes else None
+        self._degrade = Degrade(len(limits.ladder.chains)) if limits.ladder else None
         metrics.watch(self._batcher, backend.num_slots)
+        if limits.ladder:
+            metrics.watch_degrade(self._degrade_step)
+        if (cache := self._cache) is not None:
+            metrics.watch_cache(lambda: cache.num_bytes)
 
     def chains(self, value: ChainValue, count: int) -> tuple[Chain, ...]:
         """The chain of each of `count` inputs. Raises ChainError naming the visit, the value and the limit."""
@@ -58,6 +74,25 @@ class Engine:
         if len(value) != count:
             raise ChainError(f"{len(value)} chains came with {count} inputs; send one chain, or one per input")
         return tuple(self._chain(one) for one in value)  # type: ignore[arg-type]
+
+    def affordable_chains(self, value: ChainValue, count: int) -> tuple[Chain, ...]:
+        """The chains that `count` inputs get: those asked for, or while too much waits a cheaper one for "full".
+
+        What the request is told notes it. Raises ChainError as `chains` does.
+        """
+        step = self._degrade_step() if value == FULL else 0
+        if not step or self.limits.ladder is None:
+            return self.chains(value, count)
+        chain = self.limits.ladder.chains[step - 1]
+        self.metrics.observe_degraded(step, count)
+        if told := current_terms().told:
+            told.degraded = chain.format()
+        return (chain,) * count
+
+    def _degrade_step(self) -> int:
+        if self._degrade is None or self.limits.ladder is None:
+            return 0
+        return self._degrade.step(self.limits.ladder.pressure(*self._batcher.pressure))
 
     async def close(self) -> None:
         """Answer what was accepted, then free the model."""
@@ -71,13 +106,51 @@ class Engine:
         return answer
 
     async def run(self, works: Sequence[Work]) -> list[Any]:
-        """Queue the samples of one request and wait for all. If the caller is cancelled, they leave the batch."""
+        """Queue the samples of one request and wait for all. If the caller is cancelled, they leave the batch.
+
+        Raises DeadlineError once the request's time is over; then they leave too.
+        """
+        if self._cache is None or not works:
+            return await self._run(works)
+        return await self._recall_or_run(works, self._cache)
+
+    async def _recall_or_run(self, works: Sequence[Work], cache: ResponseCache) -> list[Any]:
+        keys = [key_of(work) for work in works]
+        found = [key and cache.get(key) for key in keys]
+        if isinstance(works[0], TensorWork) and not all(found):  # rows of one request are answered as one
+            found = [None] * len(works)
+        for work, answer in zip(works, found, strict=True):
+            if isinstance(answer, Generated) and isinstance(work, GenerateWork) and work.on_choice:
+                for choice in answer.choices:
+                    work.on_choice(choice)
+        missing = [place for place, answer in enumerate(found) if not answer]
+        rows = [0 if key is None else work.num_rows for key, work in zip(keys, works, strict=True)]
+        self.metrics.observe_cache(sum(rows), sum(rows[place] for place in missing))
+        if told := works[0].terms.told:
+            told.cached += len(works) - len(missing)
+        answers: list[Any] = list(found)
+        for place, answer in zip(missing, await self._run([works[place] for place in missing]), strict=True):
+            answers[place] = answer
+            if key := keys[place]:
+                cache.put(key, answer)
+        return answers
+
+    async def _run(self, works: Sequence[Work]) -> list[Any]:
+        if not works:
+            return []
         await self._submit(works)
+        alarm = _expire_later(works)
         try:
-            return (
-                [await works[0].future] if len(works) == 1 else await asyncio.gather(*(work.future for work in works))
-            )
+            if len(works) == 1:  # gathering costs as much as a small model
+                return [await works[0].future]
+            return await asyncio.gather(*(work.future for work in works))
+        except BaseException as error:
+            self._batcher.withdraw(works)
+            self.metrics.observe_failure(works, error)
+            raise
         finally:
+            if alarm:
+                alarm.cancel()
             for work in works:
                 work.future.cancel()
 
@@ -93,8 +166,9 @@ class Engine:
                 return self._batcher.submit(works)
             except OverloadError as error:
                 if not self._is_patient:
+                    self.metrics.observe_failure(works, error)
                     raise
-                await asyncio.sleep(error.retry_after_s)
+                await asyncio.sleep(max(error.retry_after_s, _LEAST_PAUSE_S))
 
     def _chain(self, value: str | Sequence[int]) -> Chain:
         if value == FULL:
@@ -107,6 +181,21 @@ class Engine:
             )
         chain = Chain.parse(value) if isinstance(value, str) else Chain(tuple(value))
         return chain.check(self.num_layers, self.limits.max_chain_length)
+
+
+def _expire_later(works: Sequence[Work]) -> asyncio.TimerHandle | None:
+    """Answer whatever is not answered when the time of the request is over."""
+    timeout_s = works[0].terms.timeout_s
+    if timeout_s == math.inf:
+        return None
+    left_s = works[0].terms.deadline - time.perf_counter()
+    return asyncio.get_running_loop().call_later(left_s, _expire, works)
+
+
+def _expire(works: Sequence[Work]) -> None:
+    for work in works:
+        if not work.future.done():
+            work.future.set_exception(work.too_late())
 
 
 def new_future() -> asyncio.Future[object]:

@@ -83,7 +83,7 @@ class LanguageEngine(Engine):
         self, prompts: Sequence[str | Sequence[int]], chain: ChainValue, sampling: Sampling
     ) -> list[Completion]:
         """Continue every prompt. Everything is checked before anything is queued."""
-        chains = self.chains(chain, len(prompts))
+        chains = self.affordable_chains(chain, len(prompts))
         works = [self._work(prompt, one, sampling) for prompt, one in zip(prompts, chains, strict=True)]
         answers: list[Generated] = await self.run(works)
         return [self._completion(work, answer) for work, answer in zip(works, answers, strict=True)]
@@ -96,7 +96,7 @@ class LanguageEngine(Engine):
         No text is of a stop text, or of what may become one; what was held back in vain is in the completion's text.
         """
         loop, tokens = asyncio.get_running_loop(), asyncio.Queue[Choice | None]()
-        work = self._work(prompt, self.chains(chain, 1)[0], sampling)
+        work = self._work(prompt, self.affordable_chains(chain, 1)[0], sampling)
         work.on_choice = lambda choice: _tell(loop, tokens, choice)
         task = asyncio.ensure_future(self.run([work]))
         task.add_done_callback(lambda _: tokens.put_nowait(None))
@@ -154,33 +154,37 @@ class LanguageEngine(Engine):
         return tuple(token_ids)
 
     def _completion(self, work: GenerateWork, answer: Generated) -> Completion:
+        is_run = not answer.timing.is_cached
         tokens = len(work.prompt) + answer.num_passes - 1
-        self.metrics.observe_samples([work.chain], [answer.num_passes], self.num_layers, answer.timing)
-        self.metrics.observe_generation(len(work.prompt), answer)
+        if is_run:
+            self.metrics.observe_samples([work.chain], [answer.num_passes], self.num_layers, answer.timing)
+            self.metrics.observe_generation(len(work.prompt), answer)
         return Completion(
             text=_until(self.tokenizer.decode(answer.token_ids), work.sampling.stop),
             token_ids=answer.token_ids,
             finish_reason=answer.finish_reason,
             choices=answer.choices,
             chain=work.chain,
-            layers_executed=len(work.chain) * answer.num_passes,
+            layers_executed=len(work.chain) * answer.num_passes * is_run,
             layers_full=self.num_layers * answer.num_passes,
-            layer_evaluations=len(work.chain) * tokens,
+            layer_evaluations=len(work.chain) * tokens * is_run,
             num_prompt_tokens=len(work.prompt),
             timing=answer.timing,
         )
 
     def _judgement(self, work: ScoreWork, score: Score) -> Judgement:
         target = work.token_ids[-work.num_targets :]
-        self.metrics.observe_samples([work.chain], [1], self.num_layers, score.timing)
+        is_run = not score.timing.is_cached
+        if is_run:
+            self.metrics.observe_samples([work.chain], [1], self.num_layers, score.timing)
         return Judgement(
             token_ids=target,
             logprobs=score.logprobs,
             matches=score.greedy == target,
             chain=work.chain,
-            layers_executed=len(work.chain),
+            layers_executed=len(work.chain) * is_run,
             layers_full=self.num_layers,
-            layer_evaluations=len(work.chain) * (len(work.token_ids) - 1),
+            layer_evaluations=len(work.chain) * (len(work.token_ids) - 1) * is_run,
             num_prompt_tokens=len(work.token_ids) - work.num_targets,
             timing=score.timing,
         )

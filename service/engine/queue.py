@@ -1,24 +1,30 @@
-"""The bounded line in front of a model: what may wait, in which order it leaves. Knows no thread and no backend."""
+"""The bounded room in front of a model: what may wait, and when there is room again. Knows no thread, no backend."""
 
-from collections import deque
-from collections.abc import Iterator, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from models.errors import LengthError, OverloadError
+from service.engine.drain import DrainRate
+from service.engine.line import Line
 from service.engine.shared import SharedWork
 from service.engine.work import GenerateWork, Work
 
 _W = TypeVar("_W", bound=Work)
+# Units of the drain rate, in this order.
+_SAMPLES, _ROWS, _TOKENS = range(3)
 
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """How much may wait, in units of work, rows and tokens; one more is refused at once."""
+    """How much may wait, in units of work, rows and tokens, and in rows of one client; one more is refused at once."""
 
     max_requests: int
     max_rows: int
     max_tokens: int
+    max_client_rows: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,26 +36,22 @@ class Limits:
 
 
 class Queue:
-    """Three first-in-first-out lanes: one-pass work, prompts to continue, and search work behind both."""
+    """Three lines: one-pass work, prompts to continue, and search work behind both.
 
-    def __init__(self, limits: QueueLimits) -> None:
-        self._limits = limits
-        self._forward: deque[Work] = deque()
-        self._search: deque[SharedWork] = deque()
-        self.prompts: deque[GenerateWork] = deque()
-        self.num_rows = self.num_tokens = 0
+    Work whose client left or whose deadline passed is never taken; `take_overdue` gives the latter, to be answered.
+    """
+
+    def __init__(self, limits: QueueLimits, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._limits, self._clock = limits, clock
+        self._forward, self._search = Line[Work](), Line[SharedWork]()
+        self.prompts = Line[GenerateWork]()
+        self._drain = DrainRate(3, clock)
+        self._client_rows: Counter[str] = Counter()
+        self._num_works = self.num_rows = self.num_tokens = 0
+        self._overdue: list[Work] = []
 
     def __len__(self) -> int:
-        return len(self._forward) + len(self._search) + len(self.prompts)
-
-    def put(self, works: Sequence[Work], retry_after_s: float) -> None:
-        """Let the samples of one request in, all or none.
-
-        Raises OverloadError naming the limit that is reached, LengthError if not even an empty queue has room.
-        """
-        self._check_room(works, retry_after_s)
-        for work in works:
-            self._enter(work)
+        return self._num_works
 
     @property
     def is_urgent(self) -> bool:
@@ -61,6 +63,32 @@ class Queue:
         """Whether nothing but one-pass work waits."""
         return not (self._search or self.prompts)
 
+    @property
+    def fraction(self) -> float:
+        """How full it is by the limit that is closest, 0 to 1."""
+        limits = self._limits
+        return max(
+            len(self) / limits.max_requests, self.num_rows / limits.max_rows, self.num_tokens / limits.max_tokens
+        )
+
+    @property
+    def wait_s(self) -> float:
+        """How long it takes until all that waits now has left."""
+        return self._drain.seconds_for(_TOKENS, self.num_tokens) if len(self) else 0.0
+
+    def put(self, works: Sequence[Work]) -> None:
+        """Let the samples of one request in, all or none.
+
+        Raises OverloadError naming the limit that is reached, LengthError if not even an empty queue has room.
+        """
+        self._check_room(works)
+        if self._limits.max_client_rows is not None:
+            self._check_client(works, self._limits.max_client_rows)
+        if not self._num_works:
+            self._drain.begin()
+        for work in works:
+            self._enter(work)
+
     def take(self, limits: Limits) -> list[Work]:
         """One batch of one-pass work."""
         return self._take_from(self._forward, limits)
@@ -69,61 +97,116 @@ class Queue:
         """One batch of search work."""
         return self._take_from(self._search, limits)
 
-    def take_prompt(self) -> GenerateWork:
-        """The prompt that waited longest."""
-        work = self.prompts.popleft()
-        self._leave(work)
-        return work
+    def next_prompt(self) -> GenerateWork | None:
+        """The prompt whose turn it is, which stays; those that are over make way."""
+        return self._first(self.prompts, self._clock())
 
-    def drop_abandoned(self) -> None:
-        """Forget work whose client left."""
-        for lane in self._lanes():
-            for work in [work for work in lane if work.future.done()]:
-                lane.remove(work)
-                self._leave(work)
+    def take_prompt(self, work: GenerateWork) -> None:
+        """Let one of `prompts` go, usually but not always the first."""
+        self.prompts.take(work)
+        self._leave([work])
 
-    def _take_from(self, lane: deque[_W], limits: Limits) -> list[_W]:
+    def take_overdue(self) -> list[Work]:
+        """What was found too late since the last time; it is the caller's to answer."""
+        overdue, self._overdue = self._overdue, []
+        return overdue
+
+    def withdraw(self, works: Sequence[Work]) -> None:
+        """Forget those of a request's samples that still wait: nobody wants their answers."""
+        for work in works:
+            if self._line_of(work).remove(work):
+                self._subtract(work)
+
+    def _take_from(self, line: Line[_W], limits: Limits) -> list[_W]:
         taken: list[_W] = []
         rows = longest = 0
-        while lane:
-            rows += lane[0].num_rows
-            longest = max(longest, lane[0].num_tokens // lane[0].num_rows)
+        now = self._clock()
+        while (work := self._first(line, now)) is not None:
+            rows += work.num_rows
+            longest = max(longest, work.num_tokens // work.num_rows)
             if taken and (rows > limits.max_rows or rows * longest > limits.max_tokens):
                 break
-            taken.append(lane.popleft())
-            self._leave(taken[-1])
+            line.take(work)
+            taken.append(work)
+        if taken:
+            self._leave(taken)
         return taken
 
-    def _enter(self, work: Work) -> None:
+    def _first(self, line: Line[_W], now: float) -> _W | None:
+        while (work := line.first()) is not None:
+            is_overdue = work.terms.deadline <= now
+            if not (is_overdue or work.future.done()):
+                return work
+            line.remove(work)
+            self._subtract(work)
+            if is_overdue:
+                self._overdue.append(work)
+        return None
+
+    def _line_of(self, work: Work) -> Line[Work]:
+        line = self._forward
         if isinstance(work, GenerateWork):
-            self.prompts.append(work)
+            line = self.prompts  # type: ignore[assignment]
         elif isinstance(work, SharedWork):
-            self._search.append(work)
-        else:
-            self._forward.append(work)
+            line = self._search  # type: ignore[assignment]
+        return line
+
+    def _enter(self, work: Work) -> None:
+        self._line_of(work).put(work)
+        self._num_works += 1
         self.num_rows += work.num_rows
         self.num_tokens += work.num_tokens
+        if self._limits.max_client_rows is not None:
+            self._client_rows[work.terms.client] += work.num_rows
 
-    def _leave(self, work: Work) -> None:
+    def _leave(self, works: Sequence[Work]) -> None:
+        rows, tokens = self.num_rows, self.num_tokens
+        for work in works:
+            self._subtract(work)
+        self._drain.leave((len(works), rows - self.num_rows, tokens - self.num_tokens))
+
+    def _subtract(self, work: Work) -> None:
+        self._num_works -= 1
         self.num_rows -= work.num_rows
         self.num_tokens -= work.num_tokens
+        if self._limits.max_client_rows is not None:
+            client = work.terms.client
+            self._client_rows[client] -= work.num_rows
+            if not self._client_rows[client]:
+                del self._client_rows[client]
 
-    def _lanes(self) -> Iterator[deque[Work]]:
-        yield from (self._forward, self._search, self.prompts)  # type: ignore[misc]
-
-    def _check_room(self, works: Sequence[Work], retry_after_s: float) -> None:
-        rows, tokens = sum(work.num_rows for work in works), sum(work.num_tokens for work in works)
-        for unit, waiting, wanted, limit in (
-            ("samples", len(self), len(works), self._limits.max_requests),
-            ("rows", self.num_rows, rows, self._limits.max_rows),
-            ("tokens", self.num_tokens, tokens, self._limits.max_tokens),
+    def _check_room(self, works: Sequence[Work]) -> None:
+        limits = self._limits
+        rows, tokens = sum([work.num_rows for work in works]), sum([work.num_tokens for work in works])
+        for unit, name, waiting, wanted, limit in (
+            (_SAMPLES, "samples", self._num_works, len(works), limits.max_requests),
+            (_ROWS, "rows", self.num_rows, rows, limits.max_rows),
+            (_TOKENS, "tokens", self.num_tokens, tokens, limits.max_tokens),
         ):
+            if waiting + wanted <= limit:
+                continue
             if wanted > limit:
                 raise LengthError(
-                    f"the request has {wanted} {unit} and the queue takes at most {limit}; send it in several requests"
+                    f"the request has {wanted} {name} and the queue takes at most {limit}; send it in several requests"
                 )
-            if waiting + wanted > limit:
-                raise OverloadError(
-                    f"{waiting} {unit} wait and {wanted} more would pass the limit of {limit}; come back later",
-                    retry_after_s,
-                )
+            raise OverloadError(
+                f"{waiting} {name} wait and {wanted} more would pass the limit of {limit}; come back later",
+                self._drain.seconds_for(unit, waiting + wanted - limit),
+                name,
+            )
+
+    def _check_client(self, works: Sequence[Work], limit: int) -> None:
+        client, wanted = works[0].terms.client, sum(work.num_rows for work in works)
+        waiting = self._client_rows[client]
+        if wanted > limit:
+            raise LengthError(
+                f"the request has {wanted} rows and one client may have {limit} waiting; send it in several requests"
+            )
+        if waiting + wanted > limit:
+            share = max(len(self._client_rows), 1)  # of what leaves, this client's part
+            raise OverloadError(
+                f"client {client!r} has {waiting} rows waiting and {wanted} more would pass its limit of {limit}; "
+                "come back later",
+                self._drain.seconds_for(_ROWS, (waiting + wanted - limit) * share),
+                "client",
+            )

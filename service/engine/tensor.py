@@ -13,7 +13,7 @@ from service.engine.engine import ChainValue, Engine, new_future
 from service.engine.forward import overflow
 from service.engine.work import Tensors, TensorWork, Timing
 
-_DTYPES: dict[Datatype, np.dtype] = {
+DTYPES: dict[Datatype, np.dtype] = {
     "BOOL": np.dtype(np.bool_),
     "INT32": np.dtype(np.int32),
     "INT64": np.dtype(np.int64),
@@ -41,7 +41,7 @@ class TensorEngine(Engine):
     async def infer(self, inputs: object, chain: ChainValue) -> Inference:
         """Outputs of every row. Raises InputError or ChainError, also if a chain's numbers overflow."""
         arrays = read_inputs(inputs, self.manifest.inputs)
-        chains = self.chains(chain, len(next(iter(arrays.values()))))
+        chains = self.affordable_chains(chain, len(next(iter(arrays.values()))))
         outputs, timing = await self.forward(arrays, chains)
         return Inference(outputs, chains, timing)
 
@@ -55,7 +55,8 @@ class TensorEngine(Engine):
         if self.num_layers:
             _check_finite(outputs, chains)
         timing = answers[-1].timing
-        self.metrics.observe_samples(chains, [1] * len(chains), self.num_layers, timing)
+        if not timing.is_cached:
+            self.metrics.observe_samples(chains, [1] * len(chains), self.num_layers, timing)
         return outputs, timing
 
     def _split(self, arrays: dict[str, Array], chains: tuple[Chain, ...]) -> list[TensorWork]:
@@ -108,7 +109,7 @@ def _only_input(inputs: object, specs: tuple[TensorSpec, ...]) -> dict[str, obje
 def _read(value: object, spec: TensorSpec) -> Array:
     array = _read_tensor(value, spec) if isinstance(value, Mapping) else _as_array(value, spec)
     _check_shape(array, spec)
-    dtype = _DTYPES[spec.datatype]
+    dtype = DTYPES[spec.datatype]
     if array.dtype.kind not in _KINDS.get(dtype.kind, ""):
         raise _not_numbers(spec)
     with np.errstate(over="ignore"):

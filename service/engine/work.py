@@ -9,18 +9,21 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from models.chain import Chain
+from models.errors import DeadlineError
 from service.backends.protocol import Array
 from service.engine.sampling import Choice, Sampling
+from service.engine.terms import Terms, current_terms
 
 FinishReason: TypeAlias = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds a sample waited, and seconds from leaving the queue to its answer."""
+    """Seconds a sample waited, and seconds from leaving the queue to its answer; of one from memory there are none."""
 
     queue_s: float
     compute_s: float
+    is_cached: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,7 @@ class Work:
     future: asyncio.Future[object]
     submitted_at: float = field(default_factory=time.perf_counter)
     started_at: float = 0.0
+    terms: Terms = field(default_factory=current_terms)
 
     @property
     def num_rows(self) -> int:
@@ -71,6 +75,11 @@ class Work:
     def num_tokens(self) -> int:
         """Tokens (rows, where there are no tokens) the first pass takes in."""
         return self.num_rows
+
+    def too_late(self) -> DeadlineError:
+        """The error of work whose deadline has passed."""
+        timeout_s = self.terms.timeout_s
+        return DeadlineError(f"the request took more than its {timeout_s:g} s; allow more time, or send less at a time")
 
     def timing(self) -> Timing:
         """Timing of work that has just been answered."""

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.app import create_app
+from service.backends import fake
 from service.server import Server, listen
 from service.settings import Settings
 
@@ -100,3 +101,28 @@ def problem() -> Callable[..., dict[str, Any]]:
         return document
 
     return check
+
+
+@dataclass
+class Pace:
+    """How long each pass of a fake model takes, whether it fails, and how many there were."""
+
+    seconds: float = 0.0
+    fault: str = ""
+    num_passes: int = 0
+
+
+@pytest.fixture
+def pace(monkeypatch: pytest.MonkeyPatch) -> Pace:
+    """Slows the fake models that are opened from now on; a pass gives the interpreter to others, like a real one."""
+    kept, plain = Pace(), fake._head
+
+    def slow(*arguments: Any) -> Any:
+        kept.num_passes += 1
+        threading.Event().wait(kept.seconds)
+        if kept.fault:
+            raise RuntimeError(kept.fault)
+        return plain(*arguments)
+
+    monkeypatch.setattr(fake, "_head", slow)
+    return kept

@@ -15,6 +15,11 @@ def test_environment_is_read_and_overrides_win() -> None:
     assert settings.backend == "auto"
 
 
+def test_ladders_are_json() -> None:
+    settings = read_settings({"FATHOM_DEGRADE": '{"arith": ["0-4,6-11", "0-3,8-11"]}'})
+    assert settings.degrade == {"arith": ("0-4,6-11", "0-3,8-11")}
+
+
 def test_defaults_need_no_environment() -> None:
     assert read_settings({}) == Settings()
 
@@ -28,6 +33,8 @@ def test_defaults_need_no_environment() -> None:
         ({"FATHOM_BACKEND": "abacus"}, ("FATHOM_BACKEND", "'abacus'", "torchscript")),
         ({"FATHOM_MAX_BATCH_ROWS": "0"}, ("FATHOM_MAX_BATCH_ROWS", "'0'", "1")),
         ({"FATHOM_DRAIN_S": "nan"}, ("FATHOM_DRAIN_S", "nan")),
+        ({"FATHOM_DEGRADE": "arith"}, ("FATHOM_DEGRADE", "no valid JSON at character 0")),
+        ({"FATHOM_DEGRADE": '{"arith": "0-3"}'}, ("FATHOM_DEGRADE", "0-3")),
     ],
 )
 def test_unknown_or_impossible_settings_are_named(environment: dict[str, str], words: tuple[str, ...]) -> None:

@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from service.api.schemas import CACHED, DEGRADED
+
 
 class ErrorObject(BaseModel):
     """What went wrong: value, limit and remedy in the message."""
@@ -53,6 +55,8 @@ class ChoiceRan(BaseModel):
     layers_executed: int = Field(description="visits times passes")
     layers_full: int = Field(description="what the full chain would have executed")
     seed: int
+    degraded: bool | None = DEGRADED
+    cached: int | None = CACHED
 
 
 class Logprobs(BaseModel):

@@ -6,6 +6,7 @@ from service.api.openai.answers import ChoiceRan, CompletionChoice, Logprobs, To
 from service.api.openai.samples import Sample
 from service.engine.language import Completion, LanguageEngine
 from service.engine.sampling import Choice
+from service.engine.terms import noted
 
 
 def choice_of(done: Completion, sample: Sample, engine: LanguageEngine) -> CompletionChoice:
@@ -28,6 +29,7 @@ def ran_of(done: Completion, sample: Sample, engine: LanguageEngine) -> ChoiceRa
         layers_executed=done.layers_executed,
         layers_full=done.layers_full,
         seed=sample.sampling.seed,
+        **noted(),
     )
 
 

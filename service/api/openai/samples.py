@@ -38,7 +38,7 @@ def samples_of(
 ) -> list[Sample]:
     """Samples in order of their indices. Raises ChainError for chains that do not fit the model or the prompts."""
     samplings = _samplings(body)
-    chains = engine.chains(chain, len(prompts))
+    chains = engine.affordable_chains(chain, len(prompts))
     return [
         Sample(
             index=place * body.n + choice,

@@ -13,11 +13,12 @@ from service.api import sse
 from service.api.schemas import SamplingParameters
 from service.api.state import MemoryState, RegistryState
 from service.api.v2.body import JSON, TensorRoute
-from service.api.v2.schemas import GenerateRan, GenerateRequest, GenerateResponse
+from service.api.v2.schemas import GenerateRan, GenerateRequest, GenerateResponse, RideAlong
 from service.cola.memory import Memory
 from service.engine.engine import Engine
 from service.engine.language import Completion, LanguageEngine
 from service.engine.sampling import Sampling
+from service.engine.terms import ask, noted
 from service.problems import problem_of
 
 _STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
@@ -54,6 +55,11 @@ def sampling(parameters: SamplingParameters) -> Sampling:
     return Sampling(**{**said, "stop": tuple(parameters.stop)})
 
 
+def tighten(parameters: RideAlong) -> None:
+    """Let the request have the time and the priority it asks for."""
+    ask(parameters.timeout / 1e6 or None, parameters.priority)
+
+
 def _engine(engine: Engine, body: GenerateRequest, streams: bool) -> LanguageEngine:
     name, said = engine.manifest.name, body.parameters.stream
     if not isinstance(engine, LanguageEngine):
@@ -61,6 +67,7 @@ def _engine(engine: Engine, body: GenerateRequest, streams: bool) -> LanguageEng
     if said not in (None, streams):
         route = "generate_stream" if said else "generate"
         raise InputError(f"parameters.stream is {str(said).lower()}; POST /v2/models/{name}/{route}")
+    tighten(body.parameters)
     return engine
 
 
@@ -75,6 +82,7 @@ def _told(body: GenerateRequest, engine: LanguageEngine, text: str, done: Comple
         layers_executed=done.layers_executed,
         layers_full=done.layers_full,
         finish_reason=done.finish_reason,
+        **noted(),
     )
     name, version = engine.manifest.name, engine.manifest.version
     return GenerateResponse(model_name=name, model_version=version, id=body.id, text_output=text, parameters=parameters)

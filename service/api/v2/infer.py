@@ -12,16 +12,17 @@ from models.errors import InputError
 from service.api.state import MemoryState, RegistryState, SettingsState
 from service.api.v2 import tensors, texts
 from service.api.v2.body import BINARY, DOCUMENT_BYTES, JSON, TensorRequest, TensorRoute
-from service.api.v2.generate import sampling
+from service.api.v2.generate import sampling, tighten
 from service.api.v2.schemas import InferRequest, InferResponse, Ran
 from service.api.v2.tensors import Output
 from service.cola.memory import Memory
 from service.engine.engine import Engine
 from service.engine.language import LanguageEngine
 from service.engine.tensor import TensorEngine
+from service.engine.terms import noted
 
 # What a model without text can be told.
-_FOR_TENSORS = {"chain", "binary_data_output"}
+_FOR_TENSORS = {"chain", "binary_data_output", "timeout", "priority"}
 _AS_BYTES = {BINARY: {"schema": {"type": "string", "format": "binary"}}}
 _HEADER = {
     "name": DOCUMENT_BYTES,
@@ -52,6 +53,7 @@ async def infer(
     """Run every row along its chain."""
     engine = registry.get(model, version)
     _check_names(body, engine)
+    tighten(body.parameters)
     if isinstance(engine, LanguageEngine):
         prompts = texts.read(body.inputs, request.binary, settings.max_inputs)
         _check_outputs(body, [texts.OUTPUT.name])
@@ -74,10 +76,10 @@ async def _run(body: InferRequest, engine: TensorEngine, arrays: dict[str, tenso
     if foreign := sorted(body.parameters.model_fields_set - _FOR_TENSORS):
         raise InputError(f"model {engine.manifest.name!r} writes no text; leave {foreign} out of the parameters")
     chain = await memory.resolve(body.parameters.chain, engine, arrays)
-    chains = engine.chains(chain, len(next(iter(arrays.values()))))
-    outputs, _ = await engine.forward(arrays, chains)
+    chains = engine.affordable_chains(chain, len(next(iter(arrays.values()))))
+    outputs, timing = await engine.forward(arrays, chains)
     answers = [tensors.write(outputs[spec.name], spec) for spec in engine.manifest.outputs]
-    executed = sum(len(one) for one in chains)
+    executed = 0 if timing.is_cached else sum(len(one) for one in chains)
     return _response(body, engine, answers, ran(chains, executed, engine.num_layers * len(chains)))
 
 
@@ -85,7 +87,7 @@ def ran(chains: Sequence[Chain], executed: int, full: int) -> Ran:
     """What a response says of the chains of its rows, in text form."""
     different = set(chains)
     chain = next(iter(different)).format() if len(different) == 1 else [one.format() for one in chains]
-    return Ran(chain=chain, layers_executed=executed, layers_full=full)
+    return Ran(chain=chain, layers_executed=executed, layers_full=full, **noted())
 
 
 def _check_names(body: InferRequest, engine: Engine) -> None:
@@ -110,7 +112,7 @@ def _response(body: InferRequest, engine: Engine, outputs: Sequence[Output], tol
         "model_name": engine.manifest.name,
         "model_version": engine.manifest.version,
         **({} if body.id is None else {"id": body.id}),
-        "parameters": told.model_dump(),
+        "parameters": told.model_dump(exclude_none=True),
         "outputs": [_entry(output, is_binary) for output, is_binary in chosen],
     }
     document = orjson.dumps(head, option=orjson.OPT_SERIALIZE_NUMPY)

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from service.api.schemas import Body, ChainField, SamplingParameters
+from service.api.schemas import CACHED, DEGRADED, Body, ChainField, PriorityField, SamplingParameters
 
 _Size = Annotated[int, Field(ge=0)]
 _Shape = Annotated[list[_Size], Field(max_length=32)]
@@ -65,6 +65,8 @@ class RideAlong(SamplingParameters):
     """What rides along with a request: the chain for any model with layers, the rest for language models."""
 
     chain: ChainField = Field("full", description="'full', 'memory', '0-3,5,5,7-11', or a list with one per row")
+    timeout: int = Field(0, ge=0, lt=1 << 64, description="microseconds the request may wait and run; 0 sets no bound")
+    priority: PriorityField = 0
 
 
 class InferParameters(RideAlong):
@@ -119,6 +121,8 @@ class Ran(BaseModel):
     chain: str | list[str]
     layers_executed: int = Field(description="visits times passes, all rows together")
     layers_full: int = Field(description="what the full chain would have executed")
+    degraded: bool | None = DEGRADED
+    cached: int | None = CACHED
 
 
 class OutputParameters(BaseModel):

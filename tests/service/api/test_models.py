@@ -234,3 +234,16 @@ def test_too_little_memory_for_slots_names_the_setting(serve: Any) -> None:
         assert info["state"] == "failed"
         assert "FATHOM_KV_BYTES" in info["reason"]
         server.predict("tinymlp", [ROW])
+
+
+def test_model_that_fails_its_first_run_does_not_load(serve: Any, pace: Any, problem: Any) -> None:
+    pace.fault = "the device is on fire"
+    with serve(wait=False) as server:
+        while server.client.get("/models/tinymlp").json()[0]["state"] != "failed":
+            threading.Event().wait(0.01)
+        problem(server.post("/predict", model="tinymlp", inputs=[ROW]), 503, "the device is on fire", "FATHOM_WARM_UP")
+    pace.num_passes = 0
+    with serve(warm_up=False) as server:
+        pace.fault = ""
+        server.predict("tinymlp", [ROW])
+        assert pace.num_passes == 1

@@ -1,6 +1,7 @@
 """The line in front of a model: bounded, first in first out in each lane, and exact in what it counts."""
 
 import asyncio
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ from service.engine.prefix import PrefixCache
 from service.engine.queue import Limits, Queue, QueueLimits
 from service.engine.sampling import Sampling
 from service.engine.shared import SharedSample, SharedWork
+from service.engine.terms import Terms
 from service.engine.work import GenerateWork, ScoreWork, TensorWork, Work
 
 CHAIN = Chain((0,))
@@ -70,28 +72,28 @@ def counts(queue: Queue) -> tuple[int, int, int]:
 )
 def test_full_queue_refuses_a_request_as_a_whole(limits: QueueLimits, unit: str, future: Futures) -> None:
     queue = Queue(limits)
-    queue.put([score(future), prompt(future)], retry_after_s=1.0)
+    queue.put([score(future), prompt(future)])
     before = counts(queue)
     with pytest.raises(OverloadError, match=unit) as raised:
-        queue.put([score(future), score(future)], retry_after_s=2.5)
-    assert raised.value.retry_after_s == 2.5
+        queue.put([score(future), score(future)])
+    assert raised.value.unit == unit
     assert counts(queue) == before
-    queue.put([score(future)], retry_after_s=1.0)
+    queue.put([score(future)])
     assert counts(queue) == (3, 3, 12)
 
 
 def test_request_larger_than_an_empty_queue_is_too_long(future: Futures) -> None:
     queue = Queue(QueueLimits(100, 3, 100))
     with pytest.raises(LengthError, match="the request has 4 rows and the queue takes at most 3"):
-        queue.put([tensor(future, num_rows=4)], retry_after_s=1.0)
+        queue.put([tensor(future, num_rows=4)])
     assert counts(queue) == (0, 0, 0)
 
 
 def test_search_waits_behind_everything_of_its_kind(future: Futures) -> None:
     queue = Queue(WIDE)
     behind, first, second = search(future), score(future), tensor(future)
-    queue.put([behind], 1.0)
-    queue.put([first, second], 1.0)
+    queue.put([behind])
+    queue.put([first, second])
     assert queue.take(Limits(100, 1000)) == [first, second]
     assert queue.take(Limits(100, 1000)) == []
     assert queue.take_search(Limits(100, 1000)) == [behind]
@@ -100,11 +102,11 @@ def test_search_waits_behind_everything_of_its_kind(future: Futures) -> None:
 def test_batch_is_bounded_in_rows_and_in_tokens_with_padding(future: Futures) -> None:
     queue = Queue(WIDE)
     works = [tensor(future, 3), tensor(future, 3), tensor(future, 3)]
-    queue.put(works, 1.0)
+    queue.put(works)
     assert queue.take(Limits(max_rows=6, max_tokens=1000)) == works[:2]
     assert queue.take(Limits(max_rows=6, max_tokens=1000)) == works[2:]
     ragged = [score(future, 2), score(future, 10), score(future, 2)]
-    queue.put(ragged, 1.0)
+    queue.put(ragged)
     assert queue.take(Limits(max_rows=6, max_tokens=29)) == ragged[:2]  # three rows of ten would be 30
     assert queue.take(Limits(max_rows=6, max_tokens=29)) == ragged[2:]
 
@@ -112,7 +114,7 @@ def test_batch_is_bounded_in_rows_and_in_tokens_with_padding(future: Futures) ->
 def test_work_larger_than_a_batch_goes_alone(future: Futures) -> None:
     queue = Queue(WIDE)
     works = [tensor(future, 50), tensor(future, 1)]
-    queue.put(works, 1.0)
+    queue.put(works)
     assert queue.take(Limits(8, 8)) == works[:1]
     assert queue.take(Limits(8, 8)) == works[1:]
 
@@ -121,17 +123,24 @@ def test_abandoned_work_leaves_every_lane(future: Futures) -> None:
     queue = Queue(WIDE)
     left = [score(future), search(future), prompt(future), tensor(future, 5)]
     stay = [score(future), search(future), prompt(future)]
-    queue.put([*left, *stay], 1.0)
+    queue.put([*left, *stay])
     for work in left:
         work.future.cancel()
-    queue.drop_abandoned()
-    assert counts(queue) == (3, 3, 12)
-    assert [queue.take_prompt(), *queue.take(Limits(9, 99)), *queue.take_search(Limits(9, 99))] == [
+    queue.withdraw(left[1:])
+    assert counts(queue) == (4, 4, 16)  # who does not say that it left is noticed when its turn comes
+    assert [take_prompt(queue), *queue.take(Limits(9, 99)), *queue.take_search(Limits(9, 99))] == [
         stay[2],
         stay[0],
         stay[1],
     ]
     assert counts(queue) == (0, 0, 0)
+
+
+def take_prompt(queue: Queue) -> GenerateWork:
+    work = queue.next_prompt()
+    assert work is not None
+    queue.take_prompt(work)
+    return work
 
 
 @dataclass
@@ -171,14 +180,14 @@ def test_queue_behaves_like_three_lists(
         elif name == "take":
             take(queue, model, Limits(*value))  # type: ignore[misc]
         elif name == "take_prompt" and model.prompts:
-            assert queue.take_prompt() is model.prompts.pop(0)
+            assert take_prompt(queue) is model.prompts.pop(0)
         elif name == "leave":
             leave(queue, model, int(value))  # type: ignore[call-overload]
         assert counts(queue) == model.counts()
     while model.forward or model.search:
         take(queue, model, Limits(3, 20))
     while model.prompts:
-        assert queue.take_prompt() is model.prompts.pop(0)
+        assert take_prompt(queue) is model.prompts.pop(0)
     assert counts(queue) == (0, 0, 0)
 
 
@@ -193,13 +202,13 @@ def put(queue: Queue, model: Model, limits: QueueLimits, works: list[Work]) -> N
     room = (limits.max_requests, limits.max_rows, limits.max_tokens)
     if any(more > limit for more, limit in zip(wanted, room, strict=True)):
         with pytest.raises((LengthError, OverloadError)):
-            queue.put(works, 1.0)
+            queue.put(works)
         return
     if any(has + more > limit for has, more, limit in zip(model.counts(), wanted, room, strict=True)):
         with pytest.raises(OverloadError):
-            queue.put(works, 1.0)
+            queue.put(works)
         return
-    queue.put(works, 1.0)
+    queue.put(works)
     for work in works:
         lane = (
             model.prompts
@@ -234,6 +243,79 @@ def leave(queue: Queue, model: Model, place: int) -> None:
     if works:
         gone = works[place % len(works)]
         gone.future.cancel()
-        queue.drop_abandoned()
+        queue.withdraw([gone])
         for lane in model.lanes:
             lane[:] = [work for work in lane if work is not gone]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def of(client: str, timeout_s: float = math.inf) -> dict[str, Terms]:
+    return {"terms": Terms(client=client, timeout_s=timeout_s)}
+
+
+def test_retry_after_is_how_long_the_rows_in_the_way_take_to_leave(future: Futures) -> None:
+    clock = Clock()
+    queue = Queue(QueueLimits(1000, 100, 1000), clock)
+    queue.put([tensor(future, 10) for _ in range(10)])
+    for _ in range(4):
+        clock.now += 0.5
+        assert sum(work.num_rows for work in queue.take(Limits(10, 1000))) == 10  # 20 rows per second
+    assert queue.wait_s == pytest.approx(3.0)
+    with pytest.raises(OverloadError) as raised:
+        queue.put([tensor(future, 80)])
+    assert raised.value.retry_after_s == pytest.approx(40 / 20)
+    clock.now += 2.0
+    while queue:
+        queue.take(Limits(10, 1000))
+    assert queue.wait_s == 0
+
+
+def test_work_past_its_deadline_is_never_taken_and_handed_out_once(future: Futures) -> None:
+    clock = Clock()
+    queue = Queue(WIDE, clock)
+    late, in_time = [
+        ScoreWork(future=future(), token_ids=(1,), num_targets=1, chain=CHAIN, **of("", s)) for s in (1, 9)
+    ]
+    queue.put([late, in_time])
+    clock.now = 1.0
+    assert queue.take(Limits(8, 100)) == [in_time]
+    assert queue.take_overdue() == [late]
+    assert queue.take_overdue() == []
+    assert counts(queue) == (0, 0, 0)
+
+
+def test_client_is_bounded_in_rows_and_named(future: Futures) -> None:
+    def rows(client: str, count: int) -> TensorWork:
+        return TensorWork(future=future(), inputs={"x": np.zeros((count, 1))}, chains=(CHAIN,) * count, **of(client))
+
+    queue = Queue(QueueLimits(100, 100, 1000, max_client_rows=5))
+    queue.put([rows("a", 4)])
+    with pytest.raises(OverloadError, match="client 'a' has 4 rows waiting and 2 more would pass its limit of 5") as no:
+        queue.put([rows("a", 2)])
+    assert no.value.unit == "client"
+    with pytest.raises(LengthError, match="the request has 6 rows and one client may have 5 waiting"):
+        queue.put([rows("b", 6)])
+    queue.put([rows("b", 5)])
+    queue.put([last := rows("a", 1)])
+    queue.withdraw([last])
+    assert counts(queue) == (2, 9, 9)
+    queue.take(Limits(100, 100))
+    queue.put([rows("a", 5)])
+
+
+def test_clients_share_what_a_batch_takes(future: Futures) -> None:
+    def one(client: str) -> ScoreWork:
+        return ScoreWork(future=future(), token_ids=(1,), num_targets=1, chain=CHAIN, **of(client))
+
+    queue = Queue(WIDE)
+    queue.put([one("many") for _ in range(900)])
+    queue.take(Limits(8, 100))
+    queue.put([modest := one("few")])
+    assert modest in queue.take(Limits(8, 100))
