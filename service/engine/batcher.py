@@ -221,10 +221,13 @@ def _answer(ended: Sequence[tuple[Work, object]]) -> None:
 
 
 def _resolve(results: Sequence[tuple[Work, object]]) -> None:
+    now = time.perf_counter()
     for work, result in results:
         if work.future.done():
             continue
-        if isinstance(result, Exception):
+        if work.terms.deadline <= now:  # the alarm could not ring while the event loop itself was at work
+            work.future.set_exception(work.too_late())
+        elif isinstance(result, Exception):
             work.future.set_exception(result)
         else:
             work.future.set_result(result)
