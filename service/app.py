@@ -8,7 +8,7 @@ from importlib import metadata
 from fastapi import FastAPI
 
 from service.access import AccessMiddleware
-from service.api import chains, cola, health, jobs, models, openai, predict, v2
+from service.api import chains, cola, health, jobs, kserve, models, openai, predict, v2
 from service.api.direct import DirectMiddleware
 from service.cola.database import Database
 from service.cola.jobs import JobLimits, Jobs
@@ -49,7 +49,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.memory, app.state.jobs = Memory(database), search_jobs
     app.state.metrics, app.state.lifecycle = process_metrics, lifecycle
     add_handlers(app)
-    for module in (predict, cola, chains, jobs, models, openai, v2, health):
+    for module in (predict, cola, chains, jobs, models, kserve, openai, v2, health):
         app.include_router(module.router)
     app.add_middleware(DirectMiddleware, routes=predict.router.routes)
     app.add_middleware(AccessMiddleware, metrics=process_metrics, lifecycle=lifecycle)

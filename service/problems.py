@@ -5,6 +5,7 @@ A dialect whose protocol has an error shape of its own gets that shape instead.
 
 import contextvars
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -46,7 +47,7 @@ _TABLE: Sequence[tuple[type[FathomError], int, str]] = (
     (BackendError, 500, "The runtime failed"),
 )
 
-# The path of the request that is being answered: its first part names the dialect.
+# The path of the request that is being answered: it names the dialect.
 request_path: contextvars.ContextVar[str] = contextvars.ContextVar("request_path", default="/")
 
 
@@ -59,7 +60,8 @@ def problem(status: int, title: str, detail: str, **members: object) -> Response
     headers = {"retry-after": str(_RETRY_AFTER_S)} if status == 503 else {}
     slug = title.lower().replace(" ", "-")
     body = {"type": f"/problems/{slug}", "title": title, "status": status, "detail": detail, **members}
-    if shape := _SHAPES.get(request_path.get().strip("/").partition("/")[0]):
+    path = request_path.get()
+    if shape := next((shape for pattern, shape in _SHAPES if pattern.match(path)), None):
         status, shaped = shape(body)
         return Response(orjson.dumps(shaped), status, headers, "application/json")
     if identifier := request_id.get():
@@ -120,14 +122,19 @@ def _openai(document: Mapping[str, Any]) -> tuple[int, dict[str, object]]:
     return status, {"error": error}
 
 
-def _oip(document: Mapping[str, Any]) -> tuple[int, dict[str, object]]:
-    """The error object of the Open Inference Protocol."""
+def _kserve(document: Mapping[str, Any]) -> tuple[int, dict[str, object]]:
+    """The error object of KServe's protocols, the Open Inference Protocol among them."""
     return document["status"], {"error": document["detail"]}
 
 
 _OPENAI_CODES = {"no-such-model": "model_not_found", "the-queue-is-full": "rate_limit_exceeded"}
-# Status and body in dialects that have an error shape of their own, from the problem document.
-_SHAPES: Mapping[str, Callable[[Mapping[str, Any]], tuple[int, dict[str, object]]]] = {"v1": _openai, "v2": _oip}
+# Status and body in dialects that have an error shape of their own, from the problem document; the first path that fits
+# wins. Under /v1 two dialects live.
+_SHAPES: Sequence[tuple[re.Pattern[str], Callable[[Mapping[str, Any]], tuple[int, dict[str, object]]]]] = (
+    (re.compile(r"/v1/models/[^/]+:"), _kserve),
+    (re.compile(r"/v1(/|$)"), _openai),
+    (re.compile(r"/v2(/|$)"), _kserve),
+)
 
 
 def _field(entry: Any) -> dict[str, str]:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from models.artifact import Manifest, find_version, list_versions, read_manifest, version_order
+from models.artifact import LanguageSpec, Manifest, find_version, list_versions, read_manifest, version_order
 from models.errors import ArtifactError, FathomError, UnavailableError, UnknownModelError
+from models.lm.chat import ChatTemplate
 from models.lm.tokenizer import Tokenizer
 from service.backends.open import num_slots_within, open_backend
 from service.backends.protocol import Backend
@@ -171,7 +172,13 @@ class Registry:
         if manifest.language is None:
             return TensorEngine(manifest, backend, limits, metrics)
         tokenizer = Tokenizer(directory / manifest.language.tokenizer)
-        return LanguageEngine(manifest, backend, limits, metrics, tokenizer)
+        return LanguageEngine(manifest, backend, limits, metrics, tokenizer, _chat(manifest.language, directory))
+
+
+def _chat(language: LanguageSpec, directory: Path) -> ChatTemplate | None:
+    if language.chat_template is None:
+        return None
+    return ChatTemplate((directory / language.chat_template).read_text(), language.special_tokens)
 
 
 def _rows_at_once(manifest: Manifest, settings: Settings) -> int:

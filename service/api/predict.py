@@ -55,10 +55,10 @@ async def answer(body: PredictRequest, engine: Engine) -> bytes:
 
 
 async def recall(body: PredictRequest, engine: Engine, memory: Memory) -> None:
-    """Put remembered chains in the place of "memory"."""
-    if body.chain != FULL:
+    """Put the layers in the place of a depth, and remembered chains in the place of "memory"."""
+    if body.chain != FULL or body.depth is not None:
         inputs = _prompts(body) if isinstance(engine, LanguageEngine) else body.inputs
-        body.chain = await memory.resolve(body.chain, engine, inputs)  # type: ignore[assignment]
+        body.chain = await memory.resolve(body.chain_of(engine), engine, inputs)  # type: ignore[assignment]
 
 
 async def _speak(body: PredictRequest, engine: LanguageEngine) -> PredictResponse:

@@ -2,9 +2,20 @@
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
 from pydantic.functional_validators import WrapValidator
 from pydantic_core import PydanticCustomError
+
+from service.engine.engine import FULL, ChainValue, Engine
 
 
 def or_say(expected: str) -> WrapValidator:
@@ -36,6 +47,9 @@ ChainField: TypeAlias = Annotated[
     ChainText | list[int] | list[ChainText | list[int]],
     or_say("'full', 'memory', text like '0-3,5,5,7-11', a list of layers, or a list with one of these per input"),
 ]
+DepthField: TypeAlias = Annotated[
+    int | float, or_say("a number of layers as an integer, or a fraction of them like 0.5")
+]
 Temperature: TypeAlias = Annotated[
     float,
     AfterValidator(_greedy_or_warm),
@@ -53,6 +67,30 @@ class Body(BaseModel):
     """A request body: no unknown fields, and a number is not sent as text."""
 
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+
+
+class ChainChoice(Body):
+    """Which chain runs: named, or by the static rule of a depth."""
+
+    chain: ChainField = Field(
+        FULL, description="'full', 'memory', '0-3,5,5,7-11', a list of layers, or one of these per input"
+    )
+    depth: DepthField | None = Field(
+        None,
+        description="in place of a chain: so many layers (integer) or such a fraction of them (float up to 1.0), "
+        "evenly spaced, the first and the last among them",
+    )
+
+    @field_validator("depth")
+    @classmethod
+    def _instead_of_a_chain(cls, depth: float | None, info: ValidationInfo) -> float | None:
+        if depth is not None and info.data.get("chain") != FULL:
+            raise PydanticCustomError("conflict", "Not with chain; leave one of the two out")
+        return depth
+
+    def chain_of(self, engine: Engine) -> ChainValue:
+        """What is asked of the engine's chains. Raises ChainError for a depth the model does not have."""
+        return self.chain if self.depth is None else engine.within(self.depth)
 
 
 class SamplingParameters(Body):
@@ -73,7 +111,7 @@ class Parameters(SamplingParameters):
     logprobs: int | None = Field(None, ge=0, le=20, description="alternatives to report with each token")
 
 
-class PredictRequest(Body):
+class PredictRequest(ChainChoice):
     """One call for any model, any chain."""
 
     model_config = ConfigDict(
@@ -88,9 +126,6 @@ class PredictRequest(Body):
     version: str | None = None
     inputs: InputsField = Field(description="texts, token-id lists, rows, or named tensors")
     targets: TargetsField | None = Field(None, description="with mode score: one per input")
-    chain: ChainField = Field(
-        "full", description="'full', 'memory', '0-3,5,5,7-11', a list of layers, or one of these per input"
-    )
     parameters: Parameters = Field(default_factory=Parameters)
     stream: bool = False
 

@@ -59,6 +59,11 @@ class Engine:
             raise ChainError(f"{len(value)} chains came with {count} inputs; send one chain, or one per input")
         return tuple(self._chain(one) for one in value)  # type: ignore[arg-type]
 
+    def within(self, depth: float) -> tuple[int, ...]:
+        """The layers that the static rule keeps of a depth. Raises ChainError."""
+        self._check_layered("depth")
+        return Chain.of_depth(self.num_layers, depth).layers
+
     async def close(self) -> None:
         """Answer what was accepted, then free the model."""
         await asyncio.to_thread(self._batcher.close)
@@ -101,12 +106,15 @@ class Engine:
             return self.full
         if value == MEMORY:
             raise ChainError("chain 'memory' is not known here; send 'full', or the layers")
-        if not self.num_layers:
-            raise ChainError(
-                f"model {self.manifest.name!r} is served whole and has no layers to choose; leave 'chain' out"
-            )
+        self._check_layered("chain")
         chain = Chain.parse(value) if isinstance(value, str) else Chain(tuple(value))
         return chain.check(self.num_layers, self.limits.max_chain_length)
+
+    def _check_layered(self, field: str) -> None:
+        if not self.num_layers:
+            raise ChainError(
+                f"model {self.manifest.name!r} is served whole and has no layers to choose; leave {field!r} out"
+            )
 
 
 def new_future() -> asyncio.Future[object]:

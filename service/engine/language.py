@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from models.artifact import LanguageSpec, Manifest
 from models.chain import Chain
 from models.errors import InputError, LengthError
+from models.lm.chat import ChatTemplate
 from models.lm.tokenizer import Tokenizer
 from service.backends.protocol import Backend
 from service.engine.engine import ChainValue, Engine, EngineLimits, new_future
@@ -59,11 +60,17 @@ class LanguageEngine(Engine):
     """Generates and scores text."""
 
     def __init__(
-        self, manifest: Manifest, backend: Backend, limits: EngineLimits, metrics: ModelMetrics, tokenizer: Tokenizer
+        self,
+        manifest: Manifest,
+        backend: Backend,
+        limits: EngineLimits,
+        metrics: ModelMetrics,
+        tokenizer: Tokenizer,
+        chat: ChatTemplate | None = None,
     ) -> None:
         assert manifest.language is not None
         self.language: LanguageSpec = manifest.language
-        self.tokenizer = tokenizer
+        self.tokenizer, self.chat = tokenizer, chat
         super().__init__(manifest, backend, limits, metrics)
 
     def encode(self, text: str | Sequence[int], room: int = 1) -> tuple[int, ...]:

@@ -65,7 +65,7 @@ def _engine(engine: Engine, body: GenerateRequest, streams: bool) -> LanguageEng
 
 
 async def _recalled(body: GenerateRequest, engine: LanguageEngine, memory: Memory) -> GenerateRequest:
-    chain = await memory.resolve(body.parameters.chain, engine, [body.text_input])
+    chain = await memory.resolve(body.parameters.chain_of(engine), engine, [body.text_input])
     return body.model_copy(update={"parameters": body.parameters.model_copy(update={"chain": chain})})
 
 

@@ -21,7 +21,7 @@ from service.engine.language import LanguageEngine
 from service.engine.tensor import TensorEngine
 
 # What a model without text can be told.
-_FOR_TENSORS = {"chain", "binary_data_output"}
+_FOR_TENSORS = {"chain", "depth", "binary_data_output"}
 _AS_BYTES = {BINARY: {"schema": {"type": "string", "format": "binary"}}}
 _HEADER = {
     "name": DOCUMENT_BYTES,
@@ -63,7 +63,7 @@ async def infer(
 
 
 async def _generate(body: InferRequest, engine: LanguageEngine, prompts: list[str], memory: Memory) -> Response:
-    chain = await memory.resolve(body.parameters.chain, engine, prompts)
+    chain = await memory.resolve(body.parameters.chain_of(engine), engine, prompts)
     done = await engine.generate(prompts, chain, sampling(body.parameters))
     answer = texts.write([one.text for one in done], body.inputs[0].shape)
     executed, full = sum(one.layers_executed for one in done), sum(one.layers_full for one in done)
@@ -73,7 +73,7 @@ async def _generate(body: InferRequest, engine: LanguageEngine, prompts: list[st
 async def _run(body: InferRequest, engine: TensorEngine, arrays: dict[str, tensors.Array], memory: Memory) -> Response:
     if foreign := sorted(body.parameters.model_fields_set - _FOR_TENSORS):
         raise InputError(f"model {engine.manifest.name!r} writes no text; leave {foreign} out of the parameters")
-    chain = await memory.resolve(body.parameters.chain, engine, arrays)
+    chain = await memory.resolve(body.parameters.chain_of(engine), engine, arrays)
     chains = engine.chains(chain, len(next(iter(arrays.values()))))
     outputs, _ = await engine.forward(arrays, chains)
     answers = [tensors.write(outputs[spec.name], spec) for spec in engine.manifest.outputs]

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from service.api.schemas import Body, ChainField, SamplingParameters
+from service.api.schemas import Body, ChainChoice, SamplingParameters
 
 _Size = Annotated[int, Field(ge=0)]
 _Shape = Annotated[list[_Size], Field(max_length=32)]
@@ -61,10 +61,8 @@ class ModelMetadata(BaseModel):
     parameters: dict[str, str | int]
 
 
-class RideAlong(SamplingParameters):
-    """What rides along with a request: the chain for any model with layers, the rest for language models."""
-
-    chain: ChainField = Field("full", description="'full', 'memory', '0-3,5,5,7-11', or a list with one per row")
+class RideAlong(SamplingParameters, ChainChoice):
+    """What rides along with a request: chain or depth for any model with layers, the rest for language models."""
 
 
 class InferParameters(RideAlong):
