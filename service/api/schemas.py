@@ -107,7 +107,11 @@ class SamplingParameters(Body):
 class Parameters(SamplingParameters):
     """How a language model answers."""
 
-    mode: Literal["generate", "score"] = Field("generate", description="score gives log-probabilities of `targets`")
+    mode: Literal["generate", "score", "embed"] = Field(
+        "generate",
+        description="score gives log-probabilities of `targets`; embed the mean over tokens of the residual stream "
+        "after the last visit, of length 1 (no trained sentence embedding)",
+    )
     logprobs: int | None = Field(None, ge=0, le=20, description="alternatives to report with each token")
 
 
@@ -158,6 +162,15 @@ class TextOutput(BaseModel):
     layers_full: int = Field(description="what the full chain would have executed")
 
 
+class EmbeddingOutput(BaseModel):
+    """What a language model holds of one input."""
+
+    embedding: list[float]
+    chain: list[int]
+    layers_executed: int
+    layers_full: int
+
+
 class RowOutput(BaseModel):
     """Outputs of one input row, by name."""
 
@@ -188,7 +201,7 @@ class PredictResponse(BaseModel):
     model: str
     version: str
     request_id: str
-    outputs: list[TextOutput] | list[RowOutput]
+    outputs: list[TextOutput] | list[EmbeddingOutput] | list[RowOutput]
     usage: Usage
     timing: TimingOut
 
