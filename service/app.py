@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import metadata
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
@@ -19,6 +20,20 @@ from service.problems import add_handlers
 from service.registry import Registry
 from service.settings import Settings
 
+if TYPE_CHECKING:
+    from service.api.rpc.server import RpcServer
+
+
+async def _start_rpc(app: FastAPI) -> "RpcServer | None":
+    if app.state.settings.grpc_port is None:
+        return None
+    from service.api.rpc.server import RpcServer  # an optional extra
+
+    rpc: RpcServer = await RpcServer.start(app)
+    app.state.rpc = rpc
+    app.state.lifecycle.closers.append(rpc.close_within)
+    return rpc
+
 
 def create_app(settings: Settings) -> FastAPI:
     """An app that loads the repository's models in the background once it starts, and unloads them when it stops."""
@@ -30,8 +45,11 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        rpc = await _start_rpc(app)
         starting = [asyncio.create_task(work) for work in (registry.load_all(), search_jobs.recover())]
         yield
+        if rpc:
+            await rpc.closed()
         for task in starting:
             task.cancel()
         await asyncio.gather(*starting, return_exceptions=True)

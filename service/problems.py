@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -33,11 +34,19 @@ from service.logs import request_id
 _log = logging.getLogger("fathom.http")
 _RETRY_AFTER_S = 1
 
+_IN_THE_LOG = "the log has the rest under this request id"
+
+
+class UnsupportedTypeError(FathomError):
+    """A body of another content type than the route reads."""
+
+
 # Most specific first: the first class that fits wins.
 _TABLE: Sequence[tuple[type[FathomError], int, str]] = (
     (ChainError, 422, "The chain does not fit the model"),
     (InputError, 422, "The input does not fit the model"),
     (LengthError, 413, "The input is too long"),
+    (UnsupportedTypeError, 415, "Unsupported content type"),
     (UnknownModelError, 404, "No such model"),
     (NotFoundError, 404, "No such record"),
     (OverloadError, 429, "The queue is full"),
@@ -49,10 +58,6 @@ _TABLE: Sequence[tuple[type[FathomError], int, str]] = (
 
 # The path of the request that is being answered: it names the dialect.
 request_path: contextvars.ContextVar[str] = contextvars.ContextVar("request_path", default="/")
-
-
-class UnsupportedTypeError(FathomError):
-    """A body of another content type than the route reads."""
 
 
 def problem(status: int, title: str, detail: str, **members: object) -> Response:
@@ -69,22 +74,24 @@ def problem(status: int, title: str, detail: str, **members: object) -> Response
     return Response(orjson.dumps(body), status, headers, "application/problem+json")
 
 
+def facts_of(error: Exception) -> tuple[int, str, str]:
+    """Status, title and detail of an error; what is not ours says nothing but the request id."""
+    for kind, status, title in _TABLE:
+        if isinstance(error, kind):
+            return status, title, str(error) if status != 500 else _IN_THE_LOG
+    return 500, "Unforeseen error", _IN_THE_LOG
+
+
 def problem_of(error: Exception) -> Response:
-    """The answer to an error; what is not ours says nothing but the request id."""
+    """The answer to an error."""
     if isinstance(error, BackendError):
         _log.error("request failed", exc_info=error)
     if isinstance(error, RequestValidationError):
         return _malformed(error)
-    if isinstance(error, UnsupportedTypeError):
-        return problem(415, "Unsupported content type", str(error))
-    for kind, status, title in _TABLE:
-        if isinstance(error, kind):
-            detail = str(error) if status != 500 else "the log has the rest under this request id"
-            response = problem(status, title, detail)
-            if isinstance(error, OverloadError):
-                response.headers["retry-after"] = str(max(1, round(error.retry_after_s)))
-            return response
-    return problem(500, "Unforeseen error", "the log has the rest under this request id")
+    response = problem(*facts_of(error))
+    if isinstance(error, OverloadError):
+        response.headers["retry-after"] = str(max(1, round(error.retry_after_s)))
+    return response
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -104,8 +111,7 @@ def add_handlers(app: FastAPI) -> None:
 
 def _malformed(error: RequestValidationError) -> Response:
     errors = [_field(entry) for entry in error.errors()]
-    named = "; ".join(f"{entry['field']}: {entry['reason']}" for entry in errors[:3])
-    return problem(422, "The request is malformed", named, errors=errors[:20])
+    return problem(422, "The request is malformed", _named(errors), errors=errors[:20])
 
 
 def _openai(document: Mapping[str, Any]) -> tuple[int, dict[str, object]]:
@@ -135,6 +141,15 @@ _SHAPES: Sequence[tuple[re.Pattern[str], Callable[[Mapping[str, Any]], tuple[int
     (re.compile(r"/v1(/|$)"), _openai),
     (re.compile(r"/v2(/|$)"), _kserve),
 )
+
+
+def malformed(error: ValidationError) -> InputError:
+    """A body that does not validate, as an error of ours that names fields and reasons."""
+    return InputError(_named([_field(entry) for entry in error.errors()]))
+
+
+def _named(errors: Sequence[Mapping[str, str]]) -> str:
+    return "; ".join(f"{entry['field']}: {entry['reason']}" for entry in errors[:3])
 
 
 def _field(entry: Any) -> dict[str, str]:

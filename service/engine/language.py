@@ -1,7 +1,7 @@
 """A language model: text or token ids in, text out, each prompt along its own chain."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
 from models.artifact import LanguageSpec, Manifest
@@ -122,7 +122,7 @@ class LanguageEngine(Engine):
 
     async def stream(
         self, prompt: str | Sequence[int], chain: ChainValue, sampling: Sampling
-    ) -> AsyncIterator[tuple[str, Choice] | Completion]:
+    ) -> AsyncGenerator[tuple[str, Choice] | Completion]:
         """Yield each token with the text it makes sure, then the completion. Leaving early frees the sequence.
 
         No text is of a stop text, or of what may become one; what was held back in vain is in the completion's text.

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 from service.api.schemas import Body, ChainChoice, SamplingParameters
 
@@ -63,6 +63,12 @@ class ModelMetadata(BaseModel):
 
 class RideAlong(SamplingParameters, ChainChoice):
     """What rides along with a request: chain or depth for any model with layers, the rest for language models."""
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_or_several(cls, stop: Any) -> Any:
+        """The protocol has no lists among its parameters."""
+        return [stop] if isinstance(stop, str) else stop
 
 
 class InferParameters(RideAlong):

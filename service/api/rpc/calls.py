@@ -1,0 +1,118 @@
+"""What surrounds every call: request id, log line and metrics, refusal while draining, errors as status codes."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import grpc
+from google.protobuf.message import Message
+
+from models.errors import OverloadError, UnavailableError
+from service.access import usable_id
+from service.lifecycle import Lifecycle
+from service.logs import request_id
+from service.metrics import Metrics
+from service.problems import facts_of
+
+_log = logging.getLogger("fathom.grpc")
+_REQUEST_ID, _RETRY_AFTER = "x-request-id", "retry-after"
+# From the one table of errors to gRPC's codes.
+_CODES: dict[int, grpc.StatusCode] = {
+    404: grpc.StatusCode.NOT_FOUND,
+    409: grpc.StatusCode.FAILED_PRECONDITION,
+    413: grpc.StatusCode.OUT_OF_RANGE,
+    415: grpc.StatusCode.INVALID_ARGUMENT,
+    422: grpc.StatusCode.INVALID_ARGUMENT,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    502: grpc.StatusCode.UNAVAILABLE,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+Unary: TypeAlias = Callable[[Any], Awaitable[Message]]
+Stream: TypeAlias = Callable[[AsyncIterator[Any]], AsyncIterator[Message]]
+
+
+class Calls:
+    """Puts the same around every method."""
+
+    def __init__(self, metrics: Metrics, lifecycle: Lifecycle) -> None:
+        self._metrics, self._lifecycle = metrics, lifecycle
+
+    def unary(self, path: str, method: Unary, always: bool = False) -> Callable[[Any, Any], Awaitable[Message]]:
+        """A method with one request and one response; `always` answers while draining, too."""
+
+        async def call(request: Any, context: Any) -> Message:
+            with self._noted(path, context) as noted:
+                try:
+                    self._check_open(always)
+                    return await method(request)
+                except Exception as error:
+                    noted.code = code_of(error)
+                    await _abort(context, error)
+            raise AssertionError("an aborted call went on")
+
+        return call
+
+    def stream(self, path: str, method: Stream) -> Callable[[Any, Any], AsyncIterator[Message]]:
+        """A method with many requests and many responses."""
+
+        async def call(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Message]:
+            with self._noted(path, context) as noted:
+                try:
+                    self._check_open(always=False)
+                    async for response in method(requests):
+                        yield response
+                except Exception as error:
+                    noted.code = code_of(error)
+                    await _abort(context, error)
+
+        return call
+
+    def _check_open(self, always: bool) -> None:
+        if self._lifecycle.is_draining and not always:
+            raise UnavailableError("this server is shutting down; send the request to another, or again in a moment")
+
+    @contextmanager
+    def _noted(self, path: str, context: Any) -> "Iterator[_Noted]":
+        started, noted = time.perf_counter(), _Noted()
+        identifier = usable_id(str(dict(context.invocation_metadata() or ()).get(_REQUEST_ID, "")))
+        context.set_trailing_metadata(((_REQUEST_ID, identifier),))
+        request_id.set(identifier)  # a call has a task, and so a context, of its own
+        try:
+            yield noted
+        except asyncio.CancelledError:  # the client left, or its deadline passed
+            noted.code = grpc.StatusCode.CANCELLED
+            raise
+        finally:
+            seconds = time.perf_counter() - started
+            self._metrics.requests.labels(path, noted.code.name).inc()
+            self._metrics.request_seconds.labels(path).observe(seconds)
+            fields = {"path": path, "status": noted.code.name, "seconds": round(seconds, 6)}
+            _log.info("call", extra={"fields": fields})
+
+
+class _Noted:
+    code = grpc.StatusCode.OK
+
+
+def code_of(error: Exception) -> grpc.StatusCode:
+    """The status code of an error."""
+    return _CODES.get(facts_of(error)[0], grpc.StatusCode.INTERNAL)
+
+
+def said_of(error: Exception) -> str:
+    """What a client is told of an error."""
+    return facts_of(error)[2]
+
+
+async def _abort(context: Any, error: Exception) -> None:
+    code = code_of(error)
+    if code is grpc.StatusCode.INTERNAL:
+        _log.error("call failed", exc_info=error)
+    if isinstance(error, OverloadError):
+        after = (_RETRY_AFTER, str(max(1, round(error.retry_after_s))))
+        context.set_trailing_metadata((*context.trailing_metadata(), after))
+    await context.abort(code, said_of(error))
