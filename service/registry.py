@@ -6,11 +6,10 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from models.artifact import LanguageSpec, Manifest, find_version, list_versions, read_manifest, version_order
 from models.errors import ArtifactError, FathomError, UnavailableError, UnknownModelError
-from models.lm.chat import ChatTemplate
 from models.lm.tokenizer import Tokenizer
 from service.backends.open import num_slots_within, open_backend
 from service.backends.protocol import Backend
@@ -20,6 +19,9 @@ from service.engine.queue import Limits, QueueLimits
 from service.engine.tensor import TensorEngine
 from service.metrics import Metrics, ModelMetrics
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from models.lm.chat import ChatTemplate
 
 _log = logging.getLogger("fathom.registry")
 State: TypeAlias = Literal["available", "loading", "ready", "unloading", "failed"]
@@ -175,9 +177,11 @@ class Registry:
         return LanguageEngine(manifest, backend, limits, metrics, tokenizer, _chat(manifest.language, directory))
 
 
-def _chat(language: LanguageSpec, directory: Path) -> ChatTemplate | None:
+def _chat(language: LanguageSpec, directory: Path) -> "ChatTemplate | None":
     if language.chat_template is None:
         return None
+    from models.lm.chat import ChatTemplate  # Jinja's start-up is left to those who need it
+
     return ChatTemplate((directory / language.chat_template).read_text(), language.special_tokens)
 
 

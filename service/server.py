@@ -89,7 +89,8 @@ def serve(settings: Settings) -> None:
     listener = listen(settings.host, settings.port)
     if settings.grpc_port is not None:
         check_installed()
-        listen(settings.host, settings.grpc_port).close()  # for the message: gRPC binds it once the app starts
+        # For the message: gRPC binds it once the app starts.
+        listen(settings.host, settings.grpc_port, "--grpc-port").close()
     configure_logs(with_access=settings.access_log)
     app = create_app(settings)
     # What start-up made lives as long as the process; a collection that walks it would hold up every request.
@@ -99,8 +100,8 @@ def serve(settings: Settings) -> None:
     _server(app, settings).run(sockets=[listener])
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises AddressError naming the address and the remedy."""
+def listen(host: str, port: int, option: str = "--port") -> socket.socket:
+    """A listening socket. Raises AddressError naming the address and the `option` that is the remedy."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
@@ -115,7 +116,7 @@ def listen(host: str, port: int) -> socket.socket:
         reason = (
             "is in use" if error.errno == errno.EADDRINUSE else f"cannot be listened on ({error.strerror or error})"
         )
-        raise AddressError(f"{host}:{port} {reason}; choose another with --port or --host") from error
+        raise AddressError(f"{host}:{port} {reason}; choose another with {option} or --host") from error
     return listener
 
 

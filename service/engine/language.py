@@ -3,11 +3,11 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from models.artifact import LanguageSpec, Manifest
 from models.chain import Chain
 from models.errors import InputError, LengthError
-from models.lm.chat import ChatTemplate
 from models.lm.tokenizer import Tokenizer
 from service.backends.protocol import Array, Backend
 from service.engine.engine import ChainValue, Engine, EngineLimits, new_future
@@ -24,6 +24,9 @@ from service.engine.work import (
     Timing,
 )
 from service.metrics import ModelMetrics
+
+if TYPE_CHECKING:
+    from models.lm.chat import ChatTemplate
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,7 @@ class LanguageEngine(Engine):
         limits: EngineLimits,
         metrics: ModelMetrics,
         tokenizer: Tokenizer,
-        chat: ChatTemplate | None = None,
+        chat: "ChatTemplate | None" = None,
     ) -> None:
         assert manifest.language is not None
         self.language: LanguageSpec = manifest.language

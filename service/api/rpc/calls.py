@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any, TypeAlias
 
 import grpc
@@ -32,7 +32,7 @@ _CODES: dict[int, grpc.StatusCode] = {
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 Unary: TypeAlias = Callable[[Any], Awaitable[Message]]
-Stream: TypeAlias = Callable[[AsyncIterator[Any]], AsyncIterator[Message]]
+Stream: TypeAlias = Callable[[AsyncIterator[Any]], AsyncGenerator[Message]]
 
 
 class Calls:
@@ -63,8 +63,9 @@ class Calls:
             with self._noted(path, context) as noted:
                 try:
                     self._check_open(always=False)
-                    async for response in method(requests):
-                        yield response
+                    async with aclosing(method(requests)) as responses:
+                        async for response in responses:
+                            yield response
                 except Exception as error:
                     noted.code = code_of(error)
                     await _abort(context, error)
@@ -104,15 +105,14 @@ def code_of(error: Exception) -> grpc.StatusCode:
 
 
 def said_of(error: Exception) -> str:
-    """What a client is told of an error."""
+    """What a client is told of an error; the log has the rest."""
+    if code_of(error) is grpc.StatusCode.INTERNAL:
+        _log.error("call failed", exc_info=error)
     return facts_of(error)[2]
 
 
 async def _abort(context: Any, error: Exception) -> None:
-    code = code_of(error)
-    if code is grpc.StatusCode.INTERNAL:
-        _log.error("call failed", exc_info=error)
     if isinstance(error, OverloadError):
         after = (_RETRY_AFTER, str(max(1, round(error.retry_after_s))))
         context.set_trailing_metadata((*context.trailing_metadata(), after))
-    await context.abort(code, said_of(error))
+    await context.abort(code_of(error), said_of(error))

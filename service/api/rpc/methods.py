@@ -1,8 +1,7 @@
 """The methods of inference.GRPCInferenceService: each asks what the route of /v2 of the same meaning asks."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Any
 
 from fastapi import FastAPI
 
@@ -65,7 +64,7 @@ class Methods:
 
     async def model_stream_infer(
         self, requests: AsyncIterator[pb.ModelInferRequest]
-    ) -> AsyncIterator[pb.ModelStreamInferResponse]:
+    ) -> AsyncGenerator[pb.ModelStreamInferResponse]:
         """Answer requests in order, a text in pieces; what fails is told and does not end the stream."""
         async for request in requests:
             try:
@@ -76,7 +75,7 @@ class Methods:
                 failed = pb.ModelInferResponse(id=request.id, model_name=request.model_name)
                 yield pb.ModelStreamInferResponse(error_message=said_of(error), infer_response=failed)
 
-    async def _streamed(self, request: pb.ModelInferRequest) -> Any:
+    async def _streamed(self, request: pb.ModelInferRequest) -> AsyncGenerator[pb.ModelInferResponse]:
         engine = self._state.registry.get(request.model_name, request.model_version or None)
         if not isinstance(engine, LanguageEngine):
             yield await self.model_infer(request)

@@ -21,8 +21,11 @@ from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2
 from tritonclient.utils import InferenceServerException
 
+from models.errors import BackendError
 from service.api.rpc import open_inference_pb2 as pb
+from service.api.rpc import optional
 from service.api.rpc.calls import code_of
+from service.api.rpc.optional import check_installed
 from service.engine.language import LanguageEngine
 from service.problems import _TABLE
 
@@ -340,11 +343,16 @@ def test_client_that_leaves_frees_its_sequences(server: Any, client: Any) -> Non
 
 def test_full_queue_says_when_to_come_back(serve: Any) -> None:
     with serve(max_queue_requests=2, grpc_port=0) as server, ThreadPoolExecutor(24) as threads:
-        with triton.InferenceServerClient(_address(server)) as client:
-            asked = [threads.submit(client.infer, "tinylm", _texts("1", "2")) for _ in range(96)]
-            refused = [error for one in asked if (error := one.exception())]
+        tensor = pb.ModelInferRequest.InferInputTensor(name="text_input", datatype="BYTES", shape=[2])
+        raw = [b"\1\0\0\0001\1\0\0\0002"]
+        request = pb.ModelInferRequest(model_name="tinylm", inputs=[tensor], raw_input_contents=raw)
+        with grpc.insecure_channel(_address(server)) as channel:
+            asked = [threads.submit(_raw, channel, request) for _ in range(96)]
+            refused: list[Any] = [error for one in asked if (error := one.exception())]
         assert 0 < len(refused) < len(asked)
-        assert {error.status() for error in refused} == {"StatusCode.RESOURCE_EXHAUSTED"}  # type: ignore[attr-defined]
+        for error in refused:
+            assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert int(dict(error.trailing_metadata())["retry-after"]) >= 1
 
 
 def test_models_are_unloaded_and_loaded(serve: Any) -> None:
@@ -405,3 +413,10 @@ def test_draining_server_says_so_and_takes_nothing_new(serve: Any) -> None:
 def test_without_a_port_there_is_no_grpc(serve: Any) -> None:
     with serve() as server:
         assert not hasattr(server.app.state, "rpc")
+
+
+def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_installed()
+    monkeypatch.setattr(optional, "find_spec", lambda name: None)
+    with pytest.raises(BackendError, match="install the extra 'grpc'"):
+        check_installed()
