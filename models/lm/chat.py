@@ -70,8 +70,7 @@ def find_template(checkpoint: Path) -> str | None:
         return (checkpoint / TEMPLATE).read_text()
     found = _config(checkpoint).get("chat_template")
     if isinstance(found, list):
-        by_name = {entry["name"]: entry["template"] for entry in found}
-        found = by_name.get(_DEFAULT)
+        found = next((entry.get("template") for entry in found if entry.get("name") == _DEFAULT), None)
     return found
 
 
