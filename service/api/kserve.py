@@ -6,8 +6,10 @@ Whether a model is ready, GET /v1/models/{model}, is answered beside OpenAI's di
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import orjson
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
+from starlette.responses import Response
 
 from models.errors import InputError, LengthError
 from service.api.body import JsonRoute
@@ -54,10 +56,10 @@ async def alive() -> Alive:
     return Alive(status="alive")
 
 
-@router.post("/v1/models/{model}:predict")
+@router.post("/v1/models/{model}:predict", response_model=PredictionsResponse)
 async def predict(
     model: str, body: InstancesRequest, registry: RegistryState, settings: SettingsState, memory: MemoryState
-) -> PredictionsResponse:
+) -> Response:
     """Run every instance along its chain."""
     if len(body.instances) > settings.max_inputs:
         raise LengthError(
@@ -70,7 +72,7 @@ async def predict(
     return await _rows(body, engine, memory)
 
 
-async def _texts(body: InstancesRequest, engine: LanguageEngine, memory: Memory) -> PredictionsResponse:
+async def _texts(body: InstancesRequest, engine: LanguageEngine, memory: Memory) -> Response:
     prompts = body.instances
     for place, one in enumerate(prompts):
         if not isinstance(one, str | list):
@@ -81,17 +83,16 @@ async def _texts(body: InstancesRequest, engine: LanguageEngine, memory: Memory)
     return _response(engine, [one.text for one in done], ran([one.chain for one in done], executed, full))
 
 
-async def _rows(body: InstancesRequest, engine: TensorEngine, memory: Memory) -> PredictionsResponse:
+async def _rows(body: InstancesRequest, engine: TensorEngine, memory: Memory) -> Response:
     if body.parameters.model_fields_set:
         raise InputError(f"model {engine.manifest.name!r} writes no text; leave 'parameters' out")
     inputs = _by_input(body.instances)
     done = await engine.infer(inputs, await memory.resolve(body.chain_of(engine), engine, inputs))
-    outputs = {name: array.tolist() for name, array in done.outputs.items()}
     executed, full = sum(map(len, done.chains)), engine.num_layers * len(done.chains)
-    return _response(engine, _predictions(outputs), ran(done.chains, executed, full))
+    return _response(engine, _predictions(done.outputs), ran(done.chains, executed, full))
 
 
-def _predictions(outputs: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
+def _predictions(outputs: Mapping[str, Any]) -> Any:
     if len(outputs) == 1:
         return next(iter(outputs.values()))
     return [dict(zip(outputs, row, strict=True)) for row in zip(*outputs.values(), strict=True)]
@@ -110,6 +111,13 @@ def _by_input(instances: Sequence[Any]) -> object:
     return {name: {"data": [one[name] for one in instances]} for name in names}
 
 
-def _response(engine: Engine, predictions: Sequence[Any], told: Ran) -> PredictionsResponse:
+def _response(engine: Engine, predictions: Any, told: Ran) -> Response:
+    """The answer as `PredictionsResponse` describes it; pydantic would look at every number."""
     name, version = engine.manifest.name, engine.manifest.version
-    return PredictionsResponse(predictions=list(predictions), model_name=name, model_version=version, parameters=told)
+    document = {
+        "predictions": predictions,
+        "model_name": name,
+        "model_version": version,
+        "parameters": told.model_dump(),
+    }
+    return Response(orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")

@@ -17,7 +17,7 @@ from service.logs import request_id
 from service.metrics import Metrics
 from service.problems import facts_of
 
-_log = logging.getLogger("fathom.grpc")
+_log, _access_log = logging.getLogger("fathom.grpc"), logging.getLogger("fathom.access")
 _REQUEST_ID, _RETRY_AFTER = "x-request-id", "retry-after"
 # From the one table of errors to gRPC's codes.
 _CODES: dict[int, grpc.StatusCode] = {
@@ -92,7 +92,7 @@ class Calls:
             self._metrics.requests.labels(path, noted.code.name).inc()
             self._metrics.request_seconds.labels(path).observe(seconds)
             fields = {"path": path, "status": noted.code.name, "seconds": round(seconds, 6)}
-            _log.info("call", extra={"fields": fields})
+            _access_log.info("call", extra={"fields": fields})
 
 
 class _Noted:
