@@ -54,7 +54,7 @@ repository/%/1/manifest.json: $$(wildcard models/checkpoints/$$*/*) | $(VENV)/.s
 	$(BIN)/fathom export $* --repository repository --overwrite
 
 $(VENV)/.serve: EXTRAS := cpu
-$(VENV)/.dev: EXTRAS := cpu,train,study,ray,dev
+$(VENV)/.dev: EXTRAS := cpu,grpc,train,study,ray,dev
 $(VENV)/.serve $(VENV)/.dev: pyproject.toml constraints-cpu.txt | $(BIN)/python
 	$(BIN)/uv pip install --python $(BIN)/python $(PIP_ARGS) || $(BIN)/pip install $(PIP_ARGS)
 	touch $@

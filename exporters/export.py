@@ -21,6 +21,7 @@ from models.artifact import Form, Format, LanguageSpec, LayersSpec, Manifest, fi
 from models.checkpoint import load_checkpoint
 from models.errors import ArtifactError, FathomError, InputError, UnknownModelError
 from models.layered import LayeredModel
+from models.lm.chat import TEMPLATE, ChatTemplate, find_template, special_tokens
 from models.lm.model import LanguageModel
 from models.lm.tokenizer import Tokenizer
 
@@ -147,12 +148,15 @@ def _layers(model: LayeredModel) -> LayersSpec:
 
 
 def _language(model: LayeredModel, checkpoint: Path, folder: Path) -> LanguageSpec | None:
-    """What a server needs of a language model; copies its tokenizer."""
+    """What a server needs of a language model; copies its tokenizer and chat template."""
     if not isinstance(model, LanguageModel):
         return None
     Tokenizer(checkpoint / TOKENIZER)
     shutil.copyfile(checkpoint / TOKENIZER, folder / TOKENIZER)
-    config = model.config
+    config, template = model.config, find_template(checkpoint)
+    if template is not None:
+        ChatTemplate(template, {})
+        (folder / TEMPLATE).write_text(template)
     return LanguageSpec(
         vocab_size=config.vocab_size,
         max_length=config.max_position_embeddings,
@@ -160,6 +164,8 @@ def _language(model: LayeredModel, checkpoint: Path, folder: Path) -> LanguageSp
         head_size=config.head_size,
         eos_token_ids=_eos_token_ids(checkpoint, config.eos_token_id),
         tokenizer=TOKENIZER,
+        chat_template=None if template is None else TEMPLATE,
+        special_tokens=special_tokens(checkpoint),
     )
 
 

@@ -51,6 +51,8 @@ class LanguageSpec(Record):
     head_size: int
     eos_token_ids: tuple[int, ...]
     tokenizer: str = Field(description="file name of the Hugging Face tokenizer.json")
+    chat_template: str | None = Field(None, description="file name of the Jinja template of conversations")
+    special_tokens: dict[str, str] = Field(default_factory=dict, description="texts the template may name")
 
 
 class Difference(Record):
@@ -191,4 +193,4 @@ def _named_files(manifest: Manifest) -> Iterator[str]:
     for form in manifest.forms.values():
         yield from (name for name in (form.embed, *form.layers, form.head, form.whole) if name)
     if manifest.language:
-        yield manifest.language.tokenizer
+        yield from filter(None, (manifest.language.tokenizer, manifest.language.chat_template))

@@ -9,6 +9,8 @@ from models.errors import ChainError
 _RUN = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 # Far above any bound a model sets, far below what could hurt: text such as "0-999999999" must not fill the memory.
 _MAX_PARSED = 10_000
+# Of 100 layers 0.29 are 29, though the float product is a little less.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -21,6 +23,21 @@ class Chain:
     def full(cls, num_layers: int) -> "Chain":
         """Every layer once, in order."""
         return cls(tuple(range(num_layers)))
+
+    @classmethod
+    def of_depth(cls, num_layers: int, depth: float) -> "Chain":
+        """The static rule of a budget: as many layers as it allows, evenly spaced, the first and the last among them.
+
+        depth: an int is a number of layers, a float in (0, 1] a fraction of them, rounded down to no less than one
+        layer; of a single layer it is the first. Raises ChainError for more layers than there are, or none.
+        """
+        if not (1 <= depth <= num_layers if isinstance(depth, int) else 0 < depth <= 1):
+            raise ChainError(
+                f"depth {depth} does not fit; send 1 to {num_layers} layers, or a fraction above 0 up to 1.0"
+            )
+        kept = depth if isinstance(depth, int) else max(1, int(depth * num_layers + _ROUNDING))
+        gaps = max(kept - 1, 1)
+        return cls(tuple((2 * place * (num_layers - 1) + gaps) // (2 * gaps) for place in range(kept)))
 
     @classmethod
     def parse(cls, text: str) -> "Chain":

@@ -109,5 +109,9 @@ def _refusal(reason: str) -> Response:
 
 
 def _request_id(scope: Scope) -> str:
-    sent = next((value.decode("latin-1") for name, value in scope["headers"] if name == _ID_HEADER), "")
+    return usable_id(next((value.decode("latin-1") for name, value in scope["headers"] if name == _ID_HEADER), ""))
+
+
+def usable_id(sent: str) -> str:
+    """The request id that a client sent, if it is fit for a log, or else a new one."""
     return sent if _USABLE_ID.fullmatch(sent) else os.urandom(16).hex()

@@ -4,11 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import metadata
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
 from service.access import AccessMiddleware
-from service.api import chains, cola, health, jobs, models, openai, predict, v2
+from service.api import chains, cola, health, jobs, kserve, models, openai, predict, v2
 from service.api.direct import DirectMiddleware
 from service.cola.database import Database
 from service.cola.jobs import JobLimits, Jobs
@@ -18,6 +19,20 @@ from service.metrics import Metrics
 from service.problems import add_handlers
 from service.registry import Registry
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.api.rpc.server import RpcServer
+
+
+async def _start_rpc(app: FastAPI) -> "RpcServer | None":
+    if app.state.settings.grpc_port is None:
+        return None
+    from service.api.rpc.server import RpcServer  # an optional extra
+
+    rpc: RpcServer = await RpcServer.start(app)
+    app.state.rpc = rpc
+    app.state.lifecycle.closers.append(rpc.close_within)
+    return rpc
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -30,8 +45,11 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        rpc = await _start_rpc(app)
         starting = [asyncio.create_task(work) for work in (registry.load_all(), search_jobs.recover())]
         yield
+        if rpc:
+            await rpc.closed()
         for task in starting:
             task.cancel()
         await asyncio.gather(*starting, return_exceptions=True)
@@ -49,7 +67,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.memory, app.state.jobs = Memory(database), search_jobs
     app.state.metrics, app.state.lifecycle = process_metrics, lifecycle
     add_handlers(app)
-    for module in (predict, cola, chains, jobs, models, openai, v2, health):
+    for module in (predict, cola, chains, jobs, models, kserve, openai, v2, health):
         app.include_router(module.router)
     app.add_middleware(DirectMiddleware, routes=predict.router.routes)
     app.add_middleware(

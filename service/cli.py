@@ -36,14 +36,16 @@ def serve(
     repository: Repository = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
+    grpc_port: Annotated[int | None, typer.Option(help="Port for gRPC; none without it.")] = None,
     backend: Annotated[str | None, typer.Option(help="auto, onnx, torchscript, eager or fake.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
 ) -> None:
-    """Serve the models of a repository over HTTP."""
+    """Serve the models of a repository over HTTP, and over gRPC where it has a port."""
     from service import server
     from service.settings import read_settings
 
-    server.serve(read_settings(repository=repository, host=host, port=port, backend=backend, device=device))
+    said: dict[str, object] = {"host": host, "port": port, "grpc_port": grpc_port, "backend": backend, "device": device}
+    server.serve(read_settings(None, repository=repository, **said))
 
 
 @app.command()

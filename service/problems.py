@@ -6,12 +6,14 @@ A dialect whose protocol has an error shape of its own gets that shape instead.
 import contextvars
 import logging
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -34,11 +36,19 @@ from service.logs import request_id
 _log = logging.getLogger("fathom.http")
 _RETRY_AFTER_S = 1
 
+_IN_THE_LOG = "the log has the rest under this request id"
+
+
+class UnsupportedTypeError(FathomError):
+    """A body of another content type than the route reads."""
+
+
 # Most specific first: the first class that fits wins.
 _TABLE: Sequence[tuple[type[FathomError], int, str]] = (
     (ChainError, 422, "The chain does not fit the model"),
     (InputError, 422, "The input does not fit the model"),
     (LengthError, 413, "The input is too long"),
+    (UnsupportedTypeError, 415, "Unsupported content type"),
     (UnknownModelError, 404, "No such model"),
     (NotFoundError, 404, "No such record"),
     (OverloadError, 429, "The queue is full"),
@@ -49,12 +59,8 @@ _TABLE: Sequence[tuple[type[FathomError], int, str]] = (
     (BackendError, 500, "The runtime failed"),
 )
 
-# The path of the request that is being answered: its first part names the dialect.
+# The path of the request that is being answered: it names the dialect.
 request_path: contextvars.ContextVar[str] = contextvars.ContextVar("request_path", default="/")
-
-
-class UnsupportedTypeError(FathomError):
-    """A body of another content type than the route reads."""
 
 
 def problem(status: int, title: str, detail: str, **members: object) -> Response:
@@ -62,7 +68,8 @@ def problem(status: int, title: str, detail: str, **members: object) -> Response
     headers = {"retry-after": str(_RETRY_AFTER_S)} if status == 503 else {}
     slug = title.lower().replace(" ", "-")
     body = {"type": f"/problems/{slug}", "title": title, "status": status, "detail": detail, **members}
-    if shape := _SHAPES.get(request_path.get().strip("/").partition("/")[0]):
+    path = request_path.get()
+    if shape := next((shape for pattern, shape in _SHAPES if pattern.match(path)), None):
         status, shaped = shape(body)
         return Response(orjson.dumps(shaped), status, headers, "application/json")
     if identifier := request_id.get():
@@ -70,22 +77,24 @@ def problem(status: int, title: str, detail: str, **members: object) -> Response
     return Response(orjson.dumps(body), status, headers, "application/problem+json")
 
 
+def facts_of(error: Exception) -> tuple[int, str, str]:
+    """Status, title and detail of an error; what is not ours says nothing but the request id."""
+    for kind, status, title in _TABLE:
+        if isinstance(error, kind):
+            return status, title, str(error) if status != 500 else _IN_THE_LOG
+    return 500, "Unforeseen error", _IN_THE_LOG
+
+
 def problem_of(error: Exception) -> Response:
-    """The answer to an error; what is not ours says nothing but the request id."""
+    """The answer to an error."""
     if isinstance(error, BackendError):
         _log.error("request failed", exc_info=error)
     if isinstance(error, RequestValidationError):
         return _malformed(error)
-    if isinstance(error, UnsupportedTypeError):
-        return problem(415, "Unsupported content type", str(error))
-    for kind, status, title in _TABLE:
-        if isinstance(error, kind):
-            detail = str(error) if status != 500 else "the log has the rest under this request id"
-            response = problem(status, title, detail)
-            if isinstance(error, OverloadError):
-                response.headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
-            return response
-    return problem(500, "Unforeseen error", "the log has the rest under this request id")
+    response = problem(*facts_of(error))
+    if isinstance(error, OverloadError):
+        response.headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+    return response
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -105,8 +114,7 @@ def add_handlers(app: FastAPI) -> None:
 
 def _malformed(error: RequestValidationError) -> Response:
     errors = [_field(entry) for entry in error.errors()]
-    named = "; ".join(f"{entry['field']}: {entry['reason']}" for entry in errors[:3])
-    return problem(422, "The request is malformed", named, errors=errors[:20])
+    return problem(422, "The request is malformed", _named(errors), errors=errors[:20])
 
 
 def _openai(document: Mapping[str, Any]) -> tuple[int, dict[str, object]]:
@@ -123,14 +131,28 @@ def _openai(document: Mapping[str, Any]) -> tuple[int, dict[str, object]]:
     return status, {"error": error}
 
 
-def _oip(document: Mapping[str, Any]) -> tuple[int, dict[str, object]]:
-    """The error object of the Open Inference Protocol."""
+def _kserve(document: Mapping[str, Any]) -> tuple[int, dict[str, object]]:
+    """The error object of KServe's protocols, the Open Inference Protocol among them."""
     return document["status"], {"error": document["detail"]}
 
 
 _OPENAI_CODES = {"no-such-model": "model_not_found", "the-queue-is-full": "rate_limit_exceeded"}
-# Status and body in dialects that have an error shape of their own, from the problem document.
-_SHAPES: Mapping[str, Callable[[Mapping[str, Any]], tuple[int, dict[str, object]]]] = {"v1": _openai, "v2": _oip}
+# Status and body in dialects that have an error shape of their own, from the problem document; the first path that fits
+# wins. Under /v1 two dialects live.
+_SHAPES: Sequence[tuple[re.Pattern[str], Callable[[Mapping[str, Any]], tuple[int, dict[str, object]]]]] = (
+    (re.compile(r"/v1/models/[^/]+:"), _kserve),
+    (re.compile(r"/v1(/|$)"), _openai),
+    (re.compile(r"/v2(/|$)"), _kserve),
+)
+
+
+def malformed(error: ValidationError) -> InputError:
+    """A body that does not validate, as an error of ours that names fields and reasons."""
+    return InputError(_named([_field(entry) for entry in error.errors()]))
+
+
+def _named(errors: Sequence[Mapping[str, str]]) -> str:
+    return "; ".join(f"{entry['field']}: {entry['reason']}" for entry in errors[:3])
 
 
 def _field(entry: Any) -> dict[str, str]:

@@ -6,9 +6,9 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from models.artifact import Manifest, find_version, list_versions, read_manifest, version_order
+from models.artifact import LanguageSpec, Manifest, find_version, list_versions, read_manifest, version_order
 from models.errors import ArtifactError, BackendError, ChainError, FathomError, UnavailableError, UnknownModelError
 from models.lm.tokenizer import Tokenizer
 from service.backends.open import num_slots_within, open_backend
@@ -22,6 +22,9 @@ from service.engine.warm import warm_up
 from service.metrics import Metrics, ModelMetrics
 from service.settings import Settings
 from service.trim import give_back_memory
+
+if TYPE_CHECKING:
+    from models.lm.chat import ChatTemplate
 
 _log = logging.getLogger("fathom.registry")
 State: TypeAlias = Literal["available", "loading", "ready", "unloading", "failed"]
@@ -44,6 +47,7 @@ class _Opened:
     backend: Backend
     limits: EngineLimits
     tokenizer: Tokenizer | None
+    chat: "ChatTemplate | None"
 
 
 class Registry:
@@ -168,6 +172,7 @@ class Registry:
             raise ArtifactError(f"{directory} holds {manifest.name!r} version {manifest.version!r}; export it again")
         limits, language = _limits(manifest, settings), manifest.language
         tokenizer = Tokenizer(directory / language.tokenizer) if language else None
+        chat = _chat(language, directory) if language else None
         slots = num_slots_within(manifest, settings.max_batch_rows, settings.kv_bytes, limits.max_chain_length)
         backend = open_backend(manifest, directory, settings.backend, settings.device, settings.num_threads, slots)
         if settings.warm_up:
@@ -176,14 +181,14 @@ class Registry:
             except BackendError:
                 backend.close()
                 raise
-        return _Opened(manifest, backend, limits, tokenizer)
+        return _Opened(manifest, backend, limits, tokenizer, chat)
 
     def _engine(self, opened: _Opened) -> Engine:
         manifest, backend, limits = opened.manifest, opened.backend, opened.limits
         metrics = ModelMetrics(self._metrics, manifest.name, manifest.version)
         if opened.tokenizer is None:
             return TensorEngine(manifest, backend, limits, metrics)
-        return LanguageEngine(manifest, backend, limits, metrics, opened.tokenizer)
+        return LanguageEngine(manifest, backend, limits, metrics, opened.tokenizer, opened.chat)
 
 
 def _limits(manifest: Manifest, settings: Settings) -> EngineLimits:
@@ -200,6 +205,14 @@ def _limits(manifest: Manifest, settings: Settings) -> EngineLimits:
         _ladder(manifest, settings),
         settings.response_cache_bytes,
     )
+
+
+def _chat(language: LanguageSpec, directory: Path) -> "ChatTemplate | None":
+    if language.chat_template is None:
+        return None
+    from models.lm.chat import ChatTemplate  # Jinja's start-up is left to those who need it
+
+    return ChatTemplate((directory / language.chat_template).read_text(), language.special_tokens)
 
 
 def _rows_at_once(manifest: Manifest, settings: Settings) -> int:

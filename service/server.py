@@ -17,6 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from models.errors import FathomError
+from service.api.rpc.optional import check_installed
 from service.app import create_app
 from service.backends.open import refuse_both_runtimes
 from service.lifecycle import Lifecycle
@@ -72,10 +73,12 @@ class Server(uvicorn.Server):
             await asyncio.sleep(0)
         for _ in range(_LAST_TURNS):
             await asyncio.sleep(0)
+        self._lifecycle.close_within(self.config.timeout_graceful_shutdown or 0)
         closing = asyncio.ensure_future(super().shutdown(sockets))
         while not (closing.done() or self.force_exit):
             await asyncio.wait((closing,), timeout=_TICK_S)
         if self.force_exit:
+            self._lifecycle.close_within(0)
             for task in self.server_state.tasks:
                 task.cancel()
         await closing
@@ -87,6 +90,10 @@ def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Raises AddressError or BackendError before anything is loaded."""
     refuse_both_runtimes()
     listener = listen(settings.host, settings.port)
+    if settings.grpc_port is not None:
+        check_installed()
+        # For the message: gRPC binds it once the app starts.
+        listen(settings.host, settings.grpc_port, "--grpc-port").close()
     configure_logs(with_access=settings.access_log)
     app = create_app(settings)
     # What start-up made lives as long as the process; a collection that walks it would hold up every request.
@@ -96,8 +103,8 @@ def serve(settings: Settings) -> None:
     _server(app, settings).run(sockets=[listener])
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises AddressError naming the address and the remedy."""
+def listen(host: str, port: int, option: str = "--port") -> socket.socket:
+    """A listening socket. Raises AddressError naming the address and the `option` that is the remedy."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
@@ -112,7 +119,7 @@ def listen(host: str, port: int) -> socket.socket:
         reason = (
             "is in use" if error.errno == errno.EADDRINUSE else f"cannot be listened on ({error.strerror or error})"
         )
-        raise AddressError(f"{host}:{port} {reason}; choose another with --port or --host") from error
+        raise AddressError(f"{host}:{port} {reason}; choose another with {option} or --host") from error
     return listener
 
 

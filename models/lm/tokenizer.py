@@ -17,10 +17,13 @@ class Tokenizer:
         except Exception as error:  # the library raises plain Exception
             raise ArtifactError(f"{path} is not a tokenizer file: {error}") from error
 
-    def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids of `text`. Raises InputError naming the characters that have no token."""
+    def encode(self, text: str, has_special_tokens: bool = False) -> tuple[int, ...]:
+        """Token ids of `text`; none is put around one that has its special tokens already.
+
+        Raises InputError naming the characters that have no token.
+        """
         try:
-            encoding = self._tokenizer.encode(text)
+            encoding = self._tokenizer.encode(text, add_special_tokens=not has_special_tokens)
         except Exception as error:  # a word-level vocabulary without an unknown token raises plain Exception
             raise self._unknown(text) from error
         covered = {position for start, end in encoding.offsets for position in range(start, end)}

@@ -10,6 +10,7 @@ from models.errors import InputError, LengthError
 from service.api import sse
 from service.api.direct import DirectRoute
 from service.api.schemas import (
+    EmbeddingOutput,
     Parameters,
     PredictRequest,
     PredictResponse,
@@ -21,7 +22,7 @@ from service.api.schemas import (
 )
 from service.cola.memory import Memory
 from service.engine.engine import FULL, Engine
-from service.engine.language import Completion, Judgement, LanguageEngine
+from service.engine.language import Completion, Embedding, Judgement, LanguageEngine
 from service.engine.sampling import Choice, Sampling
 from service.engine.tensor import TensorEngine
 from service.engine.terms import ask, noted
@@ -57,23 +58,25 @@ async def answer(body: PredictRequest, engine: Engine) -> bytes:
 
 
 async def recall(body: PredictRequest, engine: Engine, memory: Memory) -> None:
-    """Put remembered chains in the place of "memory"."""
-    if body.chain != FULL:
+    """Put the layers in the place of a depth, and remembered chains in the place of "memory"."""
+    if body.chain != FULL or body.depth is not None:
         inputs = _prompts(body) if isinstance(engine, LanguageEngine) else body.inputs
-        body.chain = await memory.resolve(body.chain, engine, inputs)  # type: ignore[assignment]
+        body.chain = await memory.resolve(body.chain_of(engine), engine, inputs)  # type: ignore[assignment]
 
 
 async def _speak(body: PredictRequest, engine: LanguageEngine) -> PredictResponse:
     if body.parameters.mode == "score":
         return _scored(body, engine, await _score(body, engine))
     prompts = _prompts(body)
+    if body.parameters.mode == "embed":
+        return _embedded(engine, await engine.embed(prompts, body.chain))
     return _generated(body, engine, await engine.generate(prompts, body.chain, _sampling(body.parameters)))
 
 
 async def _run(body: PredictRequest, engine: TensorEngine) -> bytes:
     """The answer as `PredictResponse` describes it; pydantic would look at every number."""
-    if body.parameters.mode == "score" or body.targets:
-        raise InputError(f"model {body.model!r} has no text to score; leave 'mode' and 'targets' out")
+    if body.parameters.mode != "generate" or body.targets:
+        raise InputError(f"model {body.model!r} has no text to score or embed; leave 'mode' and 'targets' out")
     done = await engine.infer(body.inputs, body.chain)
     rows: list[dict[str, object]] = [{} for _ in done.chains]
     for name, array in done.outputs.items():
@@ -100,7 +103,7 @@ def _cost(layers: tuple[int, ...], engine: TensorEngine, timing: Timing) -> dict
 
 
 def _prompts(body: PredictRequest) -> list[str | list[int]]:
-    if body.targets is not None and body.parameters.mode == "generate":
+    if body.targets is not None and body.parameters.mode != "score":
         raise InputError("targets came without mode 'score'; set parameters.mode, or leave them out")
     if isinstance(body.inputs, dict):
         raise InputError("a language model takes a list of texts or of token-id lists")
@@ -186,7 +189,29 @@ def _scored(body: PredictRequest, engine: LanguageEngine, judged: Sequence[Judge
     return _response(engine, outputs, usage, [one.timing for one in judged])
 
 
-def _response(engine: Engine, outputs: list[TextOutput], usage: Usage, timings: Sequence[Timing]) -> PredictResponse:
+def _embedded(engine: LanguageEngine, done: Sequence[Embedding]) -> PredictResponse:
+    outputs = [
+        EmbeddingOutput(
+            embedding=one.vector.tolist(),
+            chain=list(one.chain.layers),
+            layers_executed=one.layers_executed,
+            layers_full=one.layers_full,
+        )
+        for one in done
+    ]
+    usage = Usage(
+        prompt_tokens=sum(one.num_prompt_tokens for one in done),
+        layer_evaluations=sum(one.layer_evaluations for one in done),
+    )
+    return _response(engine, outputs, usage, [one.timing for one in done])
+
+
+def _response(
+    engine: Engine,
+    outputs: list[TextOutput] | list[EmbeddingOutput],
+    usage: Usage,
+    timings: Sequence[Timing],
+) -> PredictResponse:
     return PredictResponse(
         model=engine.manifest.name,
         version=engine.manifest.version,

@@ -2,10 +2,20 @@
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
 from pydantic.functional_validators import WrapValidator
 from pydantic_core import PydanticCustomError
 
+from service.engine.engine import FULL, ChainValue, Engine
 from service.engine.terms import DEFAULT_PRIORITY, NUM_PRIORITIES
 
 
@@ -38,6 +48,9 @@ ChainField: TypeAlias = Annotated[
     ChainText | list[int] | list[ChainText | list[int]],
     or_say("'full', 'memory', text like '0-3,5,5,7-11', a list of layers, or a list with one of these per input"),
 ]
+DepthField: TypeAlias = Annotated[
+    int | float, or_say("a number of layers as an integer, or a fraction of them like 0.5")
+]
 Temperature: TypeAlias = Annotated[
     float,
     AfterValidator(_greedy_or_warm),
@@ -47,8 +60,20 @@ PriorityField: TypeAlias = Annotated[
     int,
     Field(ge=0, le=NUM_PRIORITIES, description=f"1 is the most urgent; 0 the default, which is {DEFAULT_PRIORITY}"),
 ]
-DEGRADED: Any = Field(None, description="true where too much waited for the full chain, and a cheaper one ran instead")
-CACHED: Any = Field(None, description="samples answered from the response cache; they executed no layer")
+
+
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+DEGRADED: Any = Field(
+    None,
+    exclude_if=_is_none,
+    description="true where too much waited for the full chain, and a cheaper one ran instead",
+)
+CACHED: Any = Field(
+    None, exclude_if=_is_none, description="samples answered from the response cache; they executed no layer"
+)
 InputsField: TypeAlias = Annotated[
     list[Any] | dict[str, Any],
     or_say("a list of texts, of token-id lists or of rows, or named tensors"),
@@ -61,6 +86,30 @@ class Body(BaseModel):
     """A request body: no unknown fields, and a number is not sent as text."""
 
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+
+
+class ChainChoice(Body):
+    """Which chain runs: named, or by the static rule of a depth."""
+
+    chain: ChainField = Field(
+        FULL, description="'full', 'memory', '0-3,5,5,7-11', a list of layers, or one of these per input"
+    )
+    depth: DepthField | None = Field(
+        None,
+        description="in place of a chain: so many layers (integer) or such a fraction of them (float up to 1.0), "
+        "evenly spaced, the first and the last among them",
+    )
+
+    @field_validator("depth")
+    @classmethod
+    def _instead_of_a_chain(cls, depth: float | None, info: ValidationInfo) -> float | None:
+        if depth is not None and info.data.get("chain") != FULL:
+            raise PydanticCustomError("conflict", "Not with chain; leave one of the two out")
+        return depth
+
+    def chain_of(self, engine: Engine) -> ChainValue:
+        """What is asked of the engine's chains. Raises ChainError for a depth the model does not have."""
+        return self.chain if self.depth is None else engine.within(self.depth)
 
 
 class SamplingParameters(Body):
@@ -77,7 +126,11 @@ class SamplingParameters(Body):
 class Parameters(SamplingParameters):
     """How a language model answers; and how long and how urgently, for any model."""
 
-    mode: Literal["generate", "score"] = Field("generate", description="score gives log-probabilities of `targets`")
+    mode: Literal["generate", "score", "embed"] = Field(
+        "generate",
+        description="score gives log-probabilities of `targets`; embed the mean over tokens of the residual stream "
+        "after the last visit, of length 1 (no trained sentence embedding)",
+    )
     logprobs: int | None = Field(None, ge=0, le=20, description="alternatives to report with each token")
     timeout_s: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="seconds the request may wait and run, from its arrival"
@@ -85,7 +138,7 @@ class Parameters(SamplingParameters):
     priority: PriorityField = 0
 
 
-class PredictRequest(Body):
+class PredictRequest(ChainChoice):
     """One call for any model, any chain."""
 
     model_config = ConfigDict(
@@ -100,9 +153,6 @@ class PredictRequest(Body):
     version: str | None = None
     inputs: InputsField = Field(description="texts, token-id lists, rows, or named tensors")
     targets: TargetsField | None = Field(None, description="with mode score: one per input")
-    chain: ChainField = Field(
-        "full", description="'full', 'memory', '0-3,5,5,7-11', a list of layers, or one of these per input"
-    )
     parameters: Parameters = Field(default_factory=Parameters)
     stream: bool = False
 
@@ -135,6 +185,15 @@ class TextOutput(BaseModel):
     layers_full: int = Field(description="what the full chain would have executed")
 
 
+class EmbeddingOutput(BaseModel):
+    """What a language model holds of one input."""
+
+    embedding: list[float]
+    chain: list[int]
+    layers_executed: int
+    layers_full: int
+
+
 class RowOutput(BaseModel):
     """Outputs of one input row, by name."""
 
@@ -165,7 +224,7 @@ class PredictResponse(BaseModel):
     model: str
     version: str
     request_id: str
-    outputs: list[TextOutput] | list[RowOutput]
+    outputs: list[TextOutput] | list[EmbeddingOutput] | list[RowOutput]
     usage: Usage
     timing: TimingOut
     degraded: bool | None = DEGRADED

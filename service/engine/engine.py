@@ -89,6 +89,11 @@ class Engine:
             told.degraded = chain.format()
         return (chain,) * count
 
+    def within(self, depth: float) -> tuple[int, ...]:
+        """The layers that the static rule keeps of a depth. Raises ChainError."""
+        self._check_layered("depth")
+        return Chain.of_depth(self.num_layers, depth).layers
+
     def _degrade_step(self) -> int:
         if self._degrade is None or self.limits.ladder is None:
             return 0
@@ -175,12 +180,15 @@ class Engine:
             return self.full
         if value == MEMORY:
             raise ChainError("chain 'memory' is not known here; send 'full', or the layers")
-        if not self.num_layers:
-            raise ChainError(
-                f"model {self.manifest.name!r} is served whole and has no layers to choose; leave 'chain' out"
-            )
+        self._check_layered("chain")
         chain = Chain.parse(value) if isinstance(value, str) else Chain(tuple(value))
         return chain.check(self.num_layers, self.limits.max_chain_length)
+
+    def _check_layered(self, field: str) -> None:
+        if not self.num_layers:
+            raise ChainError(
+                f"model {self.manifest.name!r} is served whole and has no layers to choose; leave {field!r} out"
+            )
 
 
 def _expire_later(works: Sequence[Work]) -> asyncio.TimerHandle | None:

@@ -43,10 +43,17 @@ class Executor:
 
     def run(self, batch: Batch) -> dict[str, Array]:
         """Outputs by name, one row per chain, in the order of the batch."""
+        return self._backend.head(self._walk(batch), batch.tokens)
+
+    def stream(self, batch: Batch) -> Array:
+        """The residual stream after the last visit [B, ..., D], in the order of the batch; the head is not run."""
+        return self._backend.stream(self._walk(batch))
+
+    def _walk(self, batch: Batch) -> Carry:
         carry = self._backend.embed(batch.inputs, _rows(batch))
         for group in plan(batch.chains) if self._backend.num_layers else ():
             carry = self._visit(group, carry, batch)
-        return self._backend.head(carry, batch.tokens)
+        return carry
 
     def _visit(self, group: Group, carry: Carry, batch: Batch) -> Carry:
         rows = _rows(batch, group)

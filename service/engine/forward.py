@@ -1,4 +1,4 @@
-"""One-pass work: tensor rows, and sequences scored by teacher forcing. Many units of work, one batch."""
+"""One-pass work: tensor rows, and sequences scored or embedded. Many units of work, one batch."""
 
 from collections.abc import Sequence
 from itertools import accumulate
@@ -9,7 +9,7 @@ from models.errors import ChainError
 from service.backends.protocol import Array
 from service.engine.executor import Batch, Executor, pad
 from service.engine.sampling import log_softmax
-from service.engine.work import Score, ScoreWork, Tensors, TensorWork
+from service.engine.work import Embedded, EmbedWork, Score, ScoreWork, Tensors, TensorWork
 
 
 def run_tensors(executor: Executor, works: Sequence[TensorWork]) -> list[Tensors]:
@@ -40,9 +40,25 @@ def run_scores(executor: Executor, works: Sequence[ScoreWork]) -> list[Score | C
     return [_score(work, logits[row, : work.num_targets]) for row, work in enumerate(works)]
 
 
+def run_embeds(executor: Executor, works: Sequence[EmbedWork]) -> list[Embedded | ChainError]:
+    """Embed sequences together: no cache and no head; padding has no part in the mean."""
+    token_ids, lengths = pad([work.token_ids for work in works])
+    batch = Batch({"token_ids": token_ids}, tuple(work.chain for work in works), np.zeros_like(lengths), lengths)
+    streams = executor.stream(batch)  # [B, S, D]
+    return [_embedded(work, stream[:length]) for work, stream, length in zip(works, streams, lengths, strict=True)]
+
+
 def overflow(chain: object) -> ChainError:
     """The error of a chain along which the numbers left float32."""
     return ChainError(f"along chain {chain} the outputs are not finite; repeat fewer layers")
+
+
+def _embedded(work: EmbedWork, stream: Array) -> Embedded | ChainError:
+    mean = stream.mean(axis=0, dtype=np.float64)
+    norm = np.linalg.norm(mean)
+    if not np.isfinite(norm):
+        return overflow(work.chain)
+    return Embedded((mean / (norm or 1.0)).astype(np.float32), work.timing())
 
 
 def _score(work: ScoreWork, logits: Array) -> Score | ChainError:

@@ -1,19 +1,32 @@
 """A language model: text or token ids in, text out, each prompt along its own chain."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from models.artifact import LanguageSpec, Manifest
 from models.chain import Chain
 from models.errors import InputError, LengthError
 from models.lm.tokenizer import Tokenizer
-from service.backends.protocol import Backend
+from service.backends.protocol import Array, Backend
 from service.engine.engine import ChainValue, Engine, EngineLimits, new_future
 from service.engine.sampling import Choice, Sampling
 from service.engine.spoken import Spoken
-from service.engine.work import FinishReason, Generated, GenerateWork, Score, ScoreWork, Timing
+from service.engine.work import (
+    Embedded,
+    EmbedWork,
+    FinishReason,
+    Generated,
+    GenerateWork,
+    Score,
+    ScoreWork,
+    Timing,
+)
 from service.metrics import ModelMetrics
+
+if TYPE_CHECKING:
+    from models.lm.chat import ChatTemplate
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +68,37 @@ class Judgement:
     timing: Timing
 
 
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """What a model holds of one input, [D] float32 of length 1: the mean over its tokens of the residual stream.
+
+    It is no sentence embedding that was trained to be one: texts that lie close do so by the model's own lights.
+    """
+
+    vector: Array
+    chain: Chain
+    layers_executed: int
+    layers_full: int
+    layer_evaluations: int
+    num_prompt_tokens: int
+    timing: Timing
+
+
 class LanguageEngine(Engine):
-    """Generates and scores text."""
+    """Generates, scores and embeds text."""
 
     def __init__(
-        self, manifest: Manifest, backend: Backend, limits: EngineLimits, metrics: ModelMetrics, tokenizer: Tokenizer
+        self,
+        manifest: Manifest,
+        backend: Backend,
+        limits: EngineLimits,
+        metrics: ModelMetrics,
+        tokenizer: Tokenizer,
+        chat: "ChatTemplate | None" = None,
     ) -> None:
         assert manifest.language is not None
         self.language: LanguageSpec = manifest.language
-        self.tokenizer = tokenizer
+        self.tokenizer, self.chat = tokenizer, chat
         super().__init__(manifest, backend, limits, metrics)
 
     def encode(self, text: str | Sequence[int], room: int = 1) -> tuple[int, ...]:
@@ -90,7 +125,7 @@ class LanguageEngine(Engine):
 
     async def stream(
         self, prompt: str | Sequence[int], chain: ChainValue, sampling: Sampling
-    ) -> AsyncIterator[tuple[str, Choice] | Completion]:
+    ) -> AsyncGenerator[tuple[str, Choice] | Completion]:
         """Yield each token with the text it makes sure, then the completion. Leaving early frees the sequence.
 
         No text is of a stop text, or of what may become one; what was held back in vain is in the completion's text.
@@ -124,6 +159,16 @@ class LanguageEngine(Engine):
         ]
         scores: list[Score] = await self.run(works)
         return [self._judgement(work, score) for work, score in zip(works, scores, strict=True)]
+
+    async def embed(self, inputs: Sequence[str | Sequence[int]], chain: ChainValue) -> list[Embedding]:
+        """Embed every input, after the last visit of its chain. Everything is checked before anything is queued."""
+        chains = self.chains(chain, len(inputs))
+        works = [
+            EmbedWork(future=new_future(), token_ids=self.encode(one, room=0), chain=chain)
+            for one, chain in zip(inputs, chains, strict=True)
+        ]
+        answers: list[Embedded] = await self.run(works)
+        return [self._embedding(work, answer) for work, answer in zip(works, answers, strict=True)]
 
     def target(self, text: str | Sequence[int]) -> tuple[int, ...]:
         """Token ids of a whole answer, end token included. Raises InputError if that leaves nothing to judge."""
@@ -169,6 +214,18 @@ class LanguageEngine(Engine):
             layers_full=self.num_layers * answer.num_passes,
             layer_evaluations=len(work.chain) * tokens * is_run,
             num_prompt_tokens=len(work.prompt),
+            timing=answer.timing,
+        )
+
+    def _embedding(self, work: EmbedWork, answer: Embedded) -> Embedding:
+        self.metrics.observe_samples([work.chain], [1], self.num_layers, answer.timing)
+        return Embedding(
+            vector=answer.vector,
+            chain=work.chain,
+            layers_executed=len(work.chain),
+            layers_full=self.num_layers,
+            layer_evaluations=len(work.chain) * len(work.token_ids),
+            num_prompt_tokens=len(work.token_ids),
             timing=answer.timing,
         )
 

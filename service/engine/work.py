@@ -44,6 +44,14 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class Embedded:
+    """One sequence read along one chain: the mean of its residual stream, of length 1, [D] float32."""
+
+    vector: Array
+    timing: Timing
+
+
+@dataclass(frozen=True, slots=True)
 class Generated:
     """One continued prompt; `num_passes` counts how often its chain was walked."""
 
@@ -104,6 +112,18 @@ class ScoreWork(Work):
 
     token_ids: tuple[int, ...]
     num_targets: int
+    chain: Chain
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class EmbedWork(Work):
+    """One sequence to be embedded."""
+
+    token_ids: tuple[int, ...]
     chain: Chain
 
     @property

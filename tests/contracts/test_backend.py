@@ -1,5 +1,6 @@
 """The laws every backend keeps, for both kinds of model; numbered as in the design: 1 to 4 and 7."""
 
+import asyncio
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,7 +19,8 @@ import torch
 from models.artifact import Manifest, read_manifest
 from models.chain import Chain
 from models.checkpoint import load_checkpoint
-from models.errors import BackendError
+from models.errors import BackendError, ChainError
+from models.lm.model import LanguageModel
 from service.backends.arrays import Arrays, HostArrays
 from service.backends.eager import open_eager
 from service.backends.fake import open_fake
@@ -29,7 +31,9 @@ from service.backends.protocol import Array, Backend, Rows
 from service.backends.torch_arrays import TorchArrays
 from service.backends.torchscript import open_torchscript
 from service.engine.executor import Batch, Executor, pad
+from service.engine.forward import run_embeds
 from service.engine.plan import plan
+from service.engine.work import Embedded, EmbedWork
 
 CPU = torch.device("cpu")
 BACKENDS: tuple[BackendName, ...] = ("onnx", "torchscript", "eager", "fake")
@@ -285,6 +289,75 @@ def test_tensor_chain_is_a_plain_loop(
 ) -> None:
     got = run(mlp.tensor(), Batch({"features": features(3)}, (chain,) * 3))
     assert_same_answer(got, mlp_reference(features(3), chain), mlp.tolerance)
+
+
+# Embeddings: the mean over tokens of the residual stream after the last visit, of length 1.
+
+EMBEDDING_TOLERANCE = 1e-5
+
+
+def embed_works(prompts: Sequence[Sequence[int]], chains: Sequence[Chain]) -> list[EmbedWork]:
+    loop = asyncio.new_event_loop()
+    works = [
+        EmbedWork(future=loop.create_future(), token_ids=tuple(ids), chain=chain)
+        for ids, chain in zip(prompts, chains, strict=True)
+    ]
+    loop.close()
+    return works
+
+
+def embed(lm: Opened, prompts: Sequence[Sequence[int]], chains: Sequence[Chain]) -> Array:
+    answers = run_embeds(Executor(lm.language(), Calls()), embed_works(prompts, chains))
+    assert all(isinstance(one, Embedded) and one.vector.dtype == np.float32 for one in answers)
+    return np.stack([one.vector for one in answers if isinstance(one, Embedded)])
+
+
+def plain_embedding(model: LanguageModel, token_ids: Sequence[int], chain: Chain) -> Array:
+    """A loop over layers in torch, nothing cached, one sequence at a time."""
+    starts = torch.zeros(1, dtype=torch.int64)
+    with torch.inference_mode():
+        hidden, *shared = model.embed(torch.tensor([token_ids]), starts, starts[:0])
+        nothing = model.empty_cache(1)
+        for layer in chain.layers:
+            hidden, _, _ = model.layers[layer](hidden, *shared, nothing, nothing)
+        return torch.nn.functional.normalize(hidden[0].mean(dim=0), dim=0).numpy()
+
+
+@pytest.mark.parametrize("lm", RUNTIMES, indirect=True)
+def test_embeddings_of_a_batch_are_those_of_a_plain_loop(lm: Opened, tiny_lm_checkpoint: Path) -> None:
+    model = load_checkpoint(tiny_lm_checkpoint)
+    assert isinstance(model, LanguageModel)
+    wanted = np.stack([plain_embedding(model, ids, chain) for ids, chain in zip(PROMPTS, MIXED, strict=True)])
+    assert min(difference(a, b) for a, b in combinations(wanted, 2)) > 100 * EMBEDDING_TOLERANCE
+    together = embed(lm, PROMPTS, MIXED)
+    assert difference(together, wanted) <= EMBEDDING_TOLERANCE
+    assert np.linalg.norm(together, axis=1) == pytest.approx(1.0, abs=1e-6)
+    alone = np.concatenate([embed(lm, [ids], [chain]) for ids, chain in zip(PROMPTS, MIXED, strict=True)])
+    assert difference(alone, together) <= EMBEDDING_TOLERANCE
+
+
+def test_stream_is_what_the_head_would_get(lm: Opened) -> None:
+    backend, batch = lm.language(), text_batch(PROMPTS, MIXED)
+    streams = Executor(backend, Calls()).stream(batch)
+    assert streams.shape[:2] == batch.inputs["token_ids"].shape
+    taken_in = lm.arrays().take_in(np.ascontiguousarray(streams))
+    logits = lm.arrays().give_out(lm.parts.head(taken_in)[0])
+    told = run(backend, batch)
+    for row, ids in enumerate(PROMPTS):
+        assert_same_answer(logits[row, : len(ids)], told[row, : len(ids)], lm.tolerance)
+
+
+def test_embedding_that_overflows_is_refused_alone(lm: Opened) -> None:
+    def broken(*arrays: Any) -> Sequence[Any]:
+        hidden, *rest = lm.parts.layers[1](*arrays)
+        return hidden * float("inf"), *rest
+
+    parts = replace(lm.parts, layers=(lm.parts.layers[0], broken, lm.parts.layers[2]))
+    works = embed_works(PROMPTS[:2], [Chain((0, 2)), FULL])
+    with np.errstate(invalid="ignore"):
+        good, bad = run_embeds(Executor(lm.language(parts=parts), Calls()), works)
+    assert isinstance(good, Embedded)
+    assert isinstance(bad, ChainError)
 
 
 # Law 3: a row answers the same alone and among any neighbours.

@@ -27,11 +27,17 @@ class Process:
     process: subprocess.Popen[bytes]
     url: str
     client: httpx.Client
+    log: Path
 
     @property
     def address(self) -> tuple[str, int]:
         host, _, port = self.url.removeprefix("http://").rpartition(":")
         return host, int(port)
+
+    @property
+    def grpc_address(self) -> str:
+        """Of a server that was started with a port for gRPC."""
+        return str(_logged(self.log, "grpc_address"))
 
     def post(self, path: str, **body: Any) -> Any:
         """The answer to a request that must succeed."""
@@ -79,10 +85,10 @@ def start(shipped_repository: Path, tmp_path_factory: pytest.TempPathFactory) ->
         with log.open("wb") as written:
             process = subprocess.Popen((*command, *arguments), env={**clean, **environment}, stderr=written)
         try:
-            url = "http://" + _wait_for(lambda: _address(log), process, log)
+            url = "http://" + _wait_for(lambda: _logged(log, "address"), process, log)
             with httpx.Client(base_url=url, timeout=120) as client:
                 _wait_for(lambda: client.get("/health/ready").status_code == 200, process, log)
-                yield Process(process, url, client)
+                yield Process(process, url, client, log)
             was_stopped = process.poll() is not None
             process.terminate()
             assert process.wait(timeout=60) == 0 or was_stopped, log.read_text()
@@ -96,13 +102,13 @@ def start(shipped_repository: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="session")
 def server(start: Start) -> Iterator[Process]:
     """The server most tests share, on ONNX Runtime."""
-    with start("--backend", "onnx") as process:
+    with start("--backend", "onnx", "--grpc-port", "0") as process:
         yield process
 
 
-def _address(log: Path) -> str | None:
-    lines = (json.loads(line) for line in log.read_text().splitlines() if '"address"' in line)
-    return next((str(line["address"]) for line in lines), None)
+def _logged(log: Path, field: str) -> str | None:
+    lines = (json.loads(line) for line in log.read_text().splitlines() if f'"{field}"' in line)
+    return next((str(line[field]) for line in lines), None)
 
 
 def _wait_for(value: Callable[[], Any], process: subprocess.Popen[bytes], log: Path) -> Any:

@@ -126,3 +126,21 @@ def test_full_queue_is_a_rate_limit_and_an_unloaded_model_unavailable(start: Any
         with pytest.raises(openai.InternalServerError, match="/models/arith/load") as unloaded:
             _ask(client)
         assert unloaded.value.status_code == 503
+
+
+def test_embeddings_are_the_mean_of_the_stream(client: openai.OpenAI, server: Any) -> None:
+    for chain in ("full", "0-1,3-10"):
+        answer = client.embeddings.create(model="arith", input=[PROMPT, "1+1="], extra_body={"chain": chain})
+        floats = client.embeddings.create(
+            model="arith", input=[PROMPT, "1+1="], encoding_format="float", extra_body={"chain": chain}
+        )
+        outputs = server.post(
+            "/predict", model="arith", inputs=[PROMPT, "1+1="], chain=chain, parameters={"mode": "embed"}
+        )
+        for one, other, output in zip(answer.data, floats.data, outputs["outputs"], strict=True):
+            assert one.embedding == pytest.approx(output["embedding"], abs=1e-5)
+            assert other.embedding == pytest.approx(output["embedding"], abs=1e-5)
+            assert sum(value * value for value in one.embedding) == pytest.approx(1.0, abs=1e-5)
+        assert (answer.usage.prompt_tokens, answer.usage.total_tokens) == (15, 15)
+    with pytest.raises(openai.BadRequestError, match="dimensions is 3"):
+        client.embeddings.create(model="arith", input="1", dimensions=3)

@@ -32,6 +32,8 @@ def test_manifest_says_what_a_server_needs_of_a_language_model(exported_lm: Expo
         "head_size": 8,
         "eos_token_ids": (2, 3),
         "tokenizer": "tokenizer.json",
+        "chat_template": None,
+        "special_tokens": {},
     }
     assert manifest.layers is not None
     assert manifest.layers.cost == (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 40,) * 3
@@ -271,3 +273,33 @@ def test_formats_are_read_in_one_order() -> None:
 def test_unknown_format_is_named() -> None:
     with pytest.raises(InputError, match=r"tensorrt.*choose from onnx"):
         parse_formats("onnx,tensorrt")
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_chat_template_is_copied_and_hashed(as_file: bool, lm_checkpoint: Path, tmp_path: Path) -> None:
+    checkpoint = shutil.copytree(lm_checkpoint, tmp_path / "talker")
+    template = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    config = {"bos_token": {"content": "<s>", "special": True}, "eos_token": "$", "pad_token": None}
+    if as_file:
+        (checkpoint / "chat_template.jinja").write_text(template)
+    else:
+        config["chat_template"] = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": template}]
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps(config))
+    folder = export_checkpoint(checkpoint, tmp_path / "repository", formats=("safetensors",)).directory
+    language = read_manifest(folder).language
+    assert language is not None
+    assert (language.chat_template, language.special_tokens) == (
+        "chat_template.jinja",
+        {"bos_token": "<s>", "eos_token": "$"},
+    )
+    assert (folder / "chat_template.jinja").read_text() == template
+    (folder / "chat_template.jinja").write_text(template + " ")
+    with pytest.raises(ArtifactError, match=r"chat_template\.jinja is not the exported file"):
+        read_manifest(folder)
+
+
+def test_chat_template_that_is_none_is_refused(lm_checkpoint: Path, tmp_path: Path) -> None:
+    checkpoint = shutil.copytree(lm_checkpoint, tmp_path / "talker")
+    (checkpoint / "chat_template.jinja").write_text("{% for %}")
+    with pytest.raises(ArtifactError, match="no Jinja template"):
+        export_checkpoint(checkpoint, tmp_path / "repository", formats=("safetensors",))

@@ -134,3 +134,33 @@ def test_full_chain_visits_every_layer_once() -> None:
     assert Chain.full(4) == Chain((0, 1, 2, 3))
     assert Chain.full(0).layers == ()
     assert len(Chain.full(7)) == 7
+
+
+@given(st.integers(1, 200).flatmap(lambda layers: st.tuples(st.just(layers), st.integers(1, layers))))
+def test_depth_keeps_evenly_spaced_layers_with_the_first_and_the_last(counts: tuple[int, int]) -> None:
+    num_layers, depth = counts
+    kept = Chain.of_depth(num_layers, depth).layers
+    assert len(kept) == depth
+    assert kept[0] == 0
+    assert kept[-1] == (num_layers - 1 if depth > 1 else 0)
+    gaps = [following - layer for layer, following in pairwise(kept)]
+    assert min(gaps, default=1) >= 1
+    assert max(gaps, default=1) - min(gaps, default=1) <= 1
+
+
+@given(st.integers(1, 200), st.floats(0, 1, exclude_min=True))
+def test_fraction_of_depth_is_a_budget(num_layers: int, depth: float) -> None:
+    kept = len(Chain.of_depth(num_layers, depth))
+    assert kept <= max(1, depth * num_layers + 1e-6)
+    assert kept >= depth * num_layers - 1
+
+
+@pytest.mark.parametrize(("num_layers", "depth", "count"), [(100, 0.29, 29), (12, 1.0, 12), (12, 0.5, 6), (3, 1, 1)])
+def test_fractions_and_counts_of_layers_are_told_apart(num_layers: int, depth: float, count: int) -> None:
+    assert len(Chain.of_depth(num_layers, depth)) == count
+
+
+@pytest.mark.parametrize("depth", [0, -1, 13, 0.0, 1.01, 12.0, float("nan"), float("inf")])
+def test_depth_that_no_layers_fit_is_refused(depth: float) -> None:
+    with pytest.raises(ChainError, match="1 to 12 layers"):
+        Chain.of_depth(12, depth)

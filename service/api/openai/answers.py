@@ -31,20 +31,23 @@ class Served(BaseModel):
 
 
 class Model(BaseModel):
-    """A language model that is ready."""
+    """A model that is ready. `name` and `ready` are what clients of KServe's first protocol look for."""
 
     id: str
     object: Literal["model"] = "model"
     created: int = Field(0, description="always 0: artifacts carry no date")
     owned_by: str = "fathom"
+    name: str
+    ready: bool = True
     fathom: Served
 
 
 class ModelList(BaseModel):
-    """The language models that are ready."""
+    """The language models that are ready, and in KServe's words the names of all models that are."""
 
     object: Literal["list"] = "list"
     data: list[Model]
+    models: list[str]
 
 
 class ChoiceRan(BaseModel):
@@ -78,6 +81,62 @@ class CompletionChoice(BaseModel):
     fathom: ChoiceRan | None = Field(None, description="in a stream in the chunk with the finish_reason")
 
 
+class TokenAlternative(BaseModel):
+    """One token in a place: its own text in the vocabulary, and the bytes of that text."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatToken(TokenAlternative):
+    """A chosen token, with the alternatives that were asked for."""
+
+    top_logprobs: list[TokenAlternative]
+
+
+class ChatLogprobs(BaseModel):
+    """One entry per token."""
+
+    content: list[ChatToken]
+    refusal: None = None
+
+
+class ChatMessage(BaseModel):
+    """What the model says."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(BaseModel):
+    """One answer to a conversation."""
+
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None = None
+    finish_reason: Literal["stop", "length"]
+    fathom: ChoiceRan
+
+
+class Delta(BaseModel):
+    """What is added to an answer; the first names the role."""
+
+    role: Literal["assistant"] | None = None
+    content: str
+
+
+class ChatPiece(BaseModel):
+    """A piece of an answer."""
+
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: Literal["stop", "length"] | None = None
+    fathom: ChoiceRan | None = Field(None, description="in the chunk with the finish_reason")
+
+
 class TokenUsage(BaseModel):
     """Tokens; a prompt with several choices counts once."""
 
@@ -95,3 +154,59 @@ class CompletionResponse(BaseModel):
     model: str
     choices: list[CompletionChoice]
     usage: TokenUsage | None = None
+
+
+class ChatResponse(BaseModel):
+    """The answers to a conversation."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int = Field(description="seconds since 1970")
+    model: str
+    choices: list[ChatChoice]
+    usage: TokenUsage
+
+
+class ChatChunk(BaseModel):
+    """One chunk of a stream of answers."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int = Field(description="seconds since 1970")
+    model: str
+    choices: list[ChatPiece]
+    usage: TokenUsage | None = None
+
+
+class EmbeddingUsage(BaseModel):
+    """Tokens that were read."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingRan(BaseModel):
+    """Which chain an input took, and what it cost."""
+
+    version: str
+    chain: list[int]
+    layers_executed: int
+    layers_full: int
+
+
+class EmbeddingEntry(BaseModel):
+    """The embedding of one input: numbers, or their little-endian float32 bytes in base64."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+    fathom: EmbeddingRan
+
+
+class EmbeddingResponse(BaseModel):
+    """One embedding per input, in order."""
+
+    object: Literal["list"] = "list"
+    data: list[EmbeddingEntry]
+    model: str
+    usage: EmbeddingUsage

@@ -2,7 +2,17 @@
 
 from collections.abc import Sequence
 
-from service.api.openai.answers import ChoiceRan, CompletionChoice, Logprobs, TokenUsage
+from service.api.openai.answers import (
+    ChatChoice,
+    ChatLogprobs,
+    ChatMessage,
+    ChatToken,
+    ChoiceRan,
+    CompletionChoice,
+    Logprobs,
+    TokenAlternative,
+    TokenUsage,
+)
 from service.api.openai.samples import Sample
 from service.engine.language import Completion, LanguageEngine
 from service.engine.sampling import Choice
@@ -16,6 +26,18 @@ def choice_of(done: Completion, sample: Sample, engine: LanguageEngine) -> Compl
         index=sample.index,
         text=sample.echo + done.text,
         logprobs=logprobs_of(done.choices, (), engine) if asked else None,
+        finish_reason=done.finish_reason,
+        fathom=ran_of(done, sample, engine),
+    )
+
+
+def chat_choice_of(done: Completion, sample: Sample, engine: LanguageEngine) -> ChatChoice:
+    """A whole answer to a conversation."""
+    asked = sample.sampling.logprobs is not None
+    return ChatChoice(
+        index=sample.index,
+        message=ChatMessage(content=done.text),
+        logprobs=chat_logprobs_of(done.choices, engine) if asked else None,
         finish_reason=done.finish_reason,
         fathom=ran_of(done, sample, engine),
     )
@@ -47,6 +69,23 @@ def logprobs_of(choices: Sequence[Choice], before: tuple[int, ...], engine: Lang
         told.text_offset.append(len(tokenizer.decode(before)))
         before = (*before, choice.token_id)
     return told
+
+
+def chat_logprobs_of(choices: Sequence[Choice], engine: LanguageEngine) -> ChatLogprobs:
+    """Log-probabilities of tokens, in the shape conversations have them."""
+
+    def named(token_id: int, logprob: float) -> TokenAlternative:
+        token = engine.tokenizer.token(token_id)
+        return TokenAlternative(token=token, logprob=logprob, bytes=list(token.encode()))
+
+    content = [
+        ChatToken(
+            **named(choice.token_id, choice.logprob).model_dump(),
+            top_logprobs=[named(*alternative) for alternative in choice.top],
+        )
+        for choice in choices
+    ]
+    return ChatLogprobs(content=content)
 
 
 def usage_of(done: Sequence[Completion], n: int) -> TokenUsage:

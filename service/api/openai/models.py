@@ -1,4 +1,4 @@
-"""GET /v1/models: the language models that are ready."""
+"""GET /v1/models: the models that are ready, for clients of OpenAI's dialect and of KServe's first protocol alike."""
 
 from fastapi import APIRouter
 
@@ -6,6 +6,7 @@ from models.errors import UnknownModelError
 from service.api.body import JsonRoute
 from service.api.openai.answers import Model, ModelList, Served
 from service.api.state import RegistryState
+from service.engine.engine import Engine
 from service.engine.language import LanguageEngine
 from service.registry import Registry
 
@@ -15,15 +16,16 @@ router = APIRouter(prefix="/v1/models", route_class=JsonRoute)
 @router.get("")
 async def list_models(registry: RegistryState) -> ModelList:
     """The language models that are ready, each in its latest version."""
-    states = registry.states()
-    ready = {name: None for (name, _), entry in states.items() if isinstance(entry.engine, LanguageEngine)}
-    return ModelList(data=[_model(language_engine(registry, name)) for name in ready])
+    names = dict.fromkeys(name for (name, _), entry in registry.states().items() if entry.engine)
+    ready = [registry.get(name) for name in names]
+    languages = [_model(engine) for engine in ready if isinstance(engine, LanguageEngine)]
+    return ModelList(data=languages, models=list(names))
 
 
 @router.get("/{model}")
 async def show_model(model: str, registry: RegistryState) -> Model:
-    """One language model."""
-    return _model(language_engine(registry, model))
+    """One model, in its latest version; 503 while it is not ready."""
+    return _model(registry.get(model))
 
 
 def language_engine(registry: Registry, name: str, version: str | None = None) -> LanguageEngine:
@@ -34,9 +36,10 @@ def language_engine(registry: Registry, name: str, version: str | None = None) -
     return engine
 
 
-def _model(engine: LanguageEngine) -> Model:
+def _model(engine: Engine) -> Model:
     return Model(
         id=engine.manifest.name,
+        name=engine.manifest.name,
         fathom=Served(
             version=engine.manifest.version,
             num_layers=engine.num_layers,

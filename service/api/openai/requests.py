@@ -1,11 +1,11 @@
 """Bodies of the OpenAI dialect: what is served, what has no effect here, and what is refused unless it is neutral."""
 
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from service.api.schemas import Body, ChainField, Temperature, or_say
+from service.api.schemas import Body, ChainChoice, Temperature, or_say
 
 
 def _only(*neutral: object) -> AfterValidator:
@@ -20,6 +20,7 @@ def _only(*neutral: object) -> AfterValidator:
     return AfterValidator(check)
 
 
+_MAX_TOKENS = 1 << 20
 PromptField: TypeAlias = Annotated[
     str | list[str] | list[int] | list[list[int]],
     or_say("a text, a list of texts, token ids, or a list of token-id lists"),
@@ -54,31 +55,45 @@ class StreamOptions(Body):
     include_obfuscation: bool = Field(False, description="taken, without effect")
 
 
-class CompletionRequest(OpenAIBody):
-    """Prompts to continue. Null is as good as leaving a field out."""
+class GenerationRequest(OpenAIBody, ChainChoice):
+    """What every request for text may say."""
 
     model: str
     version: str | None = Field(None, description="of the model; the latest if left out")
-    prompt: PromptField
-    chain: ChainField = Field(
-        "full", description="'full', 'memory', '0-3,5,5,7-11', a list of layers, or one of these per prompt"
-    )
-    max_tokens: int = Field(16, ge=1, le=1 << 20)
     temperature: Temperature = Field(1.0)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0, description="0 keeps every token")
     n: int = Field(1, ge=1, le=128, description="choices per prompt")
     seed: int | None = Field(None, ge=0, lt=1 << 64, description="the same request with the same seed answers the same")
     stop: StopField | None = None
-    logprobs: int | None = Field(None, ge=0, le=5, description="alternatives to report with each token")
-    echo: bool = Field(False, description="the prompt before each choice's text")
     stream: bool = False
     stream_options: StreamOptions | None = None
-    best_of: int = Field(1, ge=1, description="not served beyond n")
-    suffix: Annotated[str, _only("")] = Field("", description="not served")
     frequency_penalty: Annotated[float, _only(0)] = Field(0, description="not served but for 0")
     presence_penalty: Annotated[float, _only(0)] = Field(0, description="not served but for 0")
     logit_bias: Annotated[dict[str, float], _only({})] = Field(default_factory=dict, description="not served")
+
+    @field_validator("stream_options")
+    @classmethod
+    def _of_a_stream(cls, options: StreamOptions, info: ValidationInfo) -> StreamOptions:
+        if not info.data.get("stream"):
+            raise PydanticCustomError("conflict", "Only with stream true; set it, or leave this out")
+        return options
+
+    @property
+    def includes_usage(self) -> bool:
+        """Whether a stream ends with the usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class CompletionRequest(GenerationRequest):
+    """Prompts to continue. Null is as good as leaving a field out."""
+
+    prompt: PromptField
+    max_tokens: int = Field(16, ge=1, le=_MAX_TOKENS)
+    logprobs: int | None = Field(None, ge=0, le=5, description="alternatives to report with each token")
+    echo: bool = Field(False, description="the prompt before each choice's text")
+    best_of: int = Field(1, ge=1, description="not served beyond n")
+    suffix: Annotated[str, _only("")] = Field("", description="not served")
 
     @field_validator("echo")
     @classmethod
@@ -89,13 +104,6 @@ class CompletionRequest(OpenAIBody):
             )
         return echo
 
-    @field_validator("stream_options")
-    @classmethod
-    def _of_a_stream(cls, options: StreamOptions, info: ValidationInfo) -> StreamOptions:
-        if not info.data.get("stream"):
-            raise PydanticCustomError("conflict", "Only with stream true; set it, or leave this out")
-        return options
-
     @field_validator("best_of")
     @classmethod
     def _all_returned(cls, best_of: int, info: ValidationInfo) -> int:
@@ -104,11 +112,74 @@ class CompletionRequest(OpenAIBody):
         return best_of
 
 
-class ChatRequest(OpenAIBody):
-    """A conversation. No model has a template for one yet, so that every answer is a refusal."""
+class TextPart(Body):
+    """A part of a message. Others than text are not served."""
 
-    model_config = ConfigDict(extra="ignore")
+    type: Literal["text"]
+    text: str
+
+
+class Message(Body):
+    """One turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[str | list[TextPart], or_say("a text, or a list of parts of type 'text'")]
+    name: str | None = Field(None, description="of who speaks; the model's template decides whether it shows")
+
+    def for_template(self) -> dict[str, str]:
+        """As templates expect it; parts become lines of one text."""
+        text = self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+        return {"role": self.role, "content": text, **({} if self.name is None else {"name": self.name})}
+
+
+class ChatRequest(GenerationRequest):
+    """A conversation to continue. Null is as good as leaving a field out."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_tokens: int | None = Field(None, ge=1, le=_MAX_TOKENS, description="the older name of max_completion_tokens")
+    max_completion_tokens: int | None = Field(
+        None, ge=1, le=_MAX_TOKENS, description="if left out, as many as the model has room for"
+    )
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=20, description="alternatives to report with each token")
+    response_format: Annotated[dict[str, Any], _only({"type": "text"})] = Field(
+        default_factory=lambda: {"type": "text"}, description="not served but for text"
+    )
+    modalities: Annotated[list[str], _only(["text"])] = Field(
+        default_factory=lambda: ["text"], description="not served but for text"
+    )
+    tools: Annotated[list[Any], _only([])] = Field(default_factory=list, description="not served")
+
+    @field_validator("max_completion_tokens")
+    @classmethod
+    def _one_limit(cls, limit: int, info: ValidationInfo) -> int:
+        if info.data.get("max_tokens") not in (None, limit):
+            raise PydanticCustomError("conflict", "Not another number than max_tokens; leave that out")
+        return limit
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _of_logprobs(cls, top: int, info: ValidationInfo) -> int:
+        if not info.data.get("logprobs"):
+            raise PydanticCustomError("conflict", "Only with logprobs true; set it, or leave this out")
+        return top
+
+    @property
+    def limit(self) -> int:
+        """Tokens of one answer; far above what any model has room for if nothing was said."""
+        return self.max_completion_tokens or self.max_tokens or _MAX_TOKENS
+
+    @property
+    def num_alternatives(self) -> int | None:
+        """Alternatives to report with each token, or None to report no token."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class EmbeddingRequest(OpenAIBody, ChainChoice):
+    """Texts to embed. Null is as good as leaving a field out."""
 
     model: str
-    version: str | None = None
-    messages: list[dict[str, Any]]
+    version: str | None = Field(None, description="of the model; the latest if left out")
+    input: PromptField
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(None, ge=1, description="not served but for the model's own")

@@ -1,15 +1,16 @@
-"""From a completion request to its samples: every prompt `n` times, each choice with a seed of its own."""
+"""From a request for text to its samples: every prompt `n` times, each choice with a seed of its own."""
 
 import hashlib
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from models.errors import InputError
-from service.api.openai.requests import CompletionRequest
+from models.errors import InputError, LengthError
+from service.api.openai.requests import CompletionRequest, GenerationRequest, PromptField
 from service.engine.engine import FULL, ChainValue
 from service.engine.language import LanguageEngine
 from service.engine.sampling import Sampling
+from service.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,15 +18,14 @@ class Sample:
     """One choice to be made; `echo` is put before its text."""
 
     index: int
-    prompt: str | list[int]
+    prompt: str | Sequence[int]
     chain: str | Sequence[int]
     sampling: Sampling
     echo: str
 
 
-def prompts_of(body: CompletionRequest) -> list[str | list[int]]:
+def prompts_of(prompt: PromptField) -> list[str | list[int]]:
     """The prompts of a request, a single one as a list of itself. Raises InputError if there are none."""
-    prompt = body.prompt
     if not prompt:
         raise InputError("the prompt is empty; send a text, token ids, or a list of one of these")
     if isinstance(prompt, str):
@@ -33,11 +33,26 @@ def prompts_of(body: CompletionRequest) -> list[str | list[int]]:
     return [prompt] if isinstance(prompt[0], int) else list(prompt)
 
 
+def check_choices(num_prompts: int, n: int, settings: Settings) -> None:
+    """Raise LengthError for more choices than one request may make."""
+    most = min(settings.max_inputs, settings.max_queue_requests)
+    if num_prompts * n > most:
+        raise LengthError(
+            f"{num_prompts} prompts came with n {n}; one request makes at most {most} choices; send several"
+        )
+
+
 def samples_of(
-    body: CompletionRequest, prompts: list[str | list[int]], chain: ChainValue, engine: LanguageEngine
+    body: GenerationRequest,
+    prompts: Sequence[str | Sequence[int]],
+    chain: ChainValue,
+    engine: LanguageEngine,
+    max_new_tokens: int,
+    logprobs: int | None,
 ) -> list[Sample]:
     """Samples in order of their indices. Raises ChainError for chains that do not fit the model or the prompts."""
-    samplings = _samplings(body)
+    samplings = _samplings(body, max_new_tokens, logprobs)
+    echoes = isinstance(body, CompletionRequest) and body.echo
     chains = engine.affordable_chains(chain, len(prompts))
     return [
         Sample(
@@ -45,14 +60,14 @@ def samples_of(
             prompt=prompt,
             chain=chains[place].layers or FULL,
             sampling=sampling,
-            echo=_text(prompt, engine) if body.echo else "",
+            echo=_text(prompt, engine) if echoes else "",
         )
         for place, prompt in enumerate(prompts)
         for choice, sampling in enumerate(samplings)
     ]
 
 
-def _samplings(body: CompletionRequest) -> list[Sampling]:
+def _samplings(body: GenerationRequest, max_new_tokens: int, logprobs: int | None) -> list[Sampling]:
     """How each of `n` choices is drawn; without a seed by chance, as clients of this dialect expect."""
     seed = body.seed
     if seed is None:
@@ -60,13 +75,13 @@ def _samplings(body: CompletionRequest) -> list[Sampling]:
     stop = body.stop or ()
     return [
         Sampling(
-            max_new_tokens=body.max_tokens,
+            max_new_tokens=max_new_tokens,
             temperature=body.temperature,
             top_k=body.top_k,
             top_p=body.top_p,
             seed=_seed(seed, choice),
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
-            logprobs=body.logprobs,
+            logprobs=logprobs,
         )
         for choice in range(body.n)
     ]
@@ -79,5 +94,5 @@ def _seed(seed: int, choice: int) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed} {choice}".encode(), digest_size=8).digest())
 
 
-def _text(prompt: str | list[int], engine: LanguageEngine) -> str:
+def _text(prompt: str | Sequence[int], engine: LanguageEngine) -> str:
     return prompt if isinstance(prompt, str) else engine.tokenizer.decode(engine.encode(prompt))

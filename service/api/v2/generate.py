@@ -45,8 +45,7 @@ async def generate_stream(
 ) -> Response:
     """Continue a text, as server-sent events: each adds to the text, the last says what ran, or what went wrong."""
     engine = _engine(registry.get(model, version), body, streams=True)
-    body = await _recalled(body, engine, memory)
-    return await sse.stream(_to_the_end(_events(body, engine)))
+    return await sse.stream(_to_the_end(_events(body, engine, memory)))
 
 
 def sampling(parameters: SamplingParameters) -> Sampling:
@@ -72,7 +71,7 @@ def _engine(engine: Engine, body: GenerateRequest, streams: bool) -> LanguageEng
 
 
 async def _recalled(body: GenerateRequest, engine: LanguageEngine, memory: Memory) -> GenerateRequest:
-    chain = await memory.resolve(body.parameters.chain, engine, [body.text_input])
+    chain = await memory.resolve(body.parameters.chain_of(engine), engine, [body.text_input])
     return body.model_copy(update={"parameters": body.parameters.model_copy(update={"chain": chain})})
 
 
@@ -88,16 +87,22 @@ def _told(body: GenerateRequest, engine: LanguageEngine, text: str, done: Comple
     return GenerateResponse(model_name=name, model_version=version, id=body.id, text_output=text, parameters=parameters)
 
 
-async def _events(body: GenerateRequest, engine: LanguageEngine) -> AsyncGenerator[bytes]:
-    """The text in pieces."""
-    num_sent = 0
-    async for one in engine.stream(body.text_input, body.parameters.chain, sampling(body.parameters)):
-        if isinstance(one, Completion):
-            yield _event(_told(body, engine, one.text[num_sent:], one))
-            return
-        if added := one[0]:
-            yield _event(_told(body, engine, added, None))
-            num_sent += len(added)
+async def in_pieces(body: GenerateRequest, engine: LanguageEngine, memory: Memory) -> AsyncGenerator[GenerateResponse]:
+    """The text in pieces; the last has the parameters. Leaving early frees the sequence."""
+    body, num_sent = await _recalled(body, engine, memory), 0
+    async with aclosing(engine.stream(body.text_input, body.parameters.chain, sampling(body.parameters))) as stream:
+        async for one in stream:
+            if isinstance(one, Completion):
+                yield _told(body, engine, one.text[num_sent:], one)
+            elif added := one[0]:
+                yield _told(body, engine, added, None)
+                num_sent += len(added)
+
+
+async def _events(body: GenerateRequest, engine: LanguageEngine, memory: Memory) -> AsyncGenerator[bytes]:
+    async with aclosing(in_pieces(body, engine, memory)) as pieces:
+        async for piece in pieces:
+            yield b"data: " + orjson.dumps(piece.model_dump(exclude_none=True)) + b"\n\n"
 
 
 async def _to_the_end(events: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
@@ -109,7 +114,3 @@ async def _to_the_end(events: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
                 yield one
         except Exception as error:
             yield b"data: " + bytes(problem_of(error).body) + b"\n\n"
-
-
-def _event(told: GenerateResponse) -> bytes:
-    return b"data: " + orjson.dumps(told.model_dump(exclude_none=True)) + b"\n\n"

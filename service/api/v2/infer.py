@@ -1,6 +1,7 @@
 """POST /v2/models/{model}/infer: tensors in, tensors out, as JSON or as bytes, along any chain."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -20,9 +21,10 @@ from service.engine.engine import Engine
 from service.engine.language import LanguageEngine
 from service.engine.tensor import TensorEngine
 from service.engine.terms import noted
+from service.settings import Settings
 
 # What a model without text can be told.
-_FOR_TENSORS = {"chain", "binary_data_output", "timeout", "priority"}
+_FOR_TENSORS = {"chain", "depth", "binary_data_output", "timeout", "priority"}
 _AS_BYTES = {BINARY: {"schema": {"type": "string", "format": "binary"}}}
 _HEADER = {
     "name": DOCUMENT_BYTES,
@@ -39,6 +41,14 @@ _ROUTE: dict[str, Any] = {
 router = APIRouter(prefix="/v2", route_class=TensorRoute)
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Every output of a model, and what ran."""
+
+    outputs: list[Output]
+    ran: Ran
+
+
 @router.post("/models/{model}/versions/{version}/infer", **_ROUTE)
 @router.post("/models/{model}/infer", **_ROUTE)
 async def infer(
@@ -53,34 +63,42 @@ async def infer(
     """Run every row along its chain."""
     engine = registry.get(model, version)
     _check_names(body, engine)
+    data = tensors.pieces(body.inputs, request.binary)
+    return _response(body, engine, await answer(body, data, engine, settings, memory))
+
+
+async def answer(
+    body: InferRequest, data: Sequence[tensors.Piece], engine: Engine, settings: Settings, memory: Memory
+) -> Answer:
+    """Run what a request asks for; `data` is that of each of its inputs."""
     tighten(body.parameters)
     if isinstance(engine, LanguageEngine):
-        prompts = texts.read(body.inputs, request.binary, settings.max_inputs)
+        prompts = texts.read(body.inputs, data, settings.max_inputs)
         _check_outputs(body, [texts.OUTPUT.name])
         return await _generate(body, engine, prompts, memory)
     assert isinstance(engine, TensorEngine)
-    arrays = tensors.read(body.inputs, request.binary, engine.manifest.inputs)
+    arrays = tensors.read(body.inputs, data, engine.manifest.inputs)
     _check_outputs(body, [spec.name for spec in engine.manifest.outputs])
     return await _run(body, engine, arrays, memory)
 
 
-async def _generate(body: InferRequest, engine: LanguageEngine, prompts: list[str], memory: Memory) -> Response:
-    chain = await memory.resolve(body.parameters.chain, engine, prompts)
+async def _generate(body: InferRequest, engine: LanguageEngine, prompts: list[str], memory: Memory) -> Answer:
+    chain = await memory.resolve(body.parameters.chain_of(engine), engine, prompts)
     done = await engine.generate(prompts, chain, sampling(body.parameters))
-    answer = texts.write([one.text for one in done], body.inputs[0].shape)
+    output = texts.write([one.text for one in done], body.inputs[0].shape)
     executed, full = sum(one.layers_executed for one in done), sum(one.layers_full for one in done)
-    return _response(body, engine, [answer], ran([one.chain for one in done], executed, full))
+    return Answer([output], ran([one.chain for one in done], executed, full))
 
 
-async def _run(body: InferRequest, engine: TensorEngine, arrays: dict[str, tensors.Array], memory: Memory) -> Response:
+async def _run(body: InferRequest, engine: TensorEngine, arrays: dict[str, tensors.Array], memory: Memory) -> Answer:
     if foreign := sorted(body.parameters.model_fields_set - _FOR_TENSORS):
         raise InputError(f"model {engine.manifest.name!r} writes no text; leave {foreign} out of the parameters")
-    chain = await memory.resolve(body.parameters.chain, engine, arrays)
+    chain = await memory.resolve(body.parameters.chain_of(engine), engine, arrays)
     chains = engine.affordable_chains(chain, len(next(iter(arrays.values()))))
     outputs, timing = await engine.forward(arrays, chains)
-    answers = [tensors.write(outputs[spec.name], spec) for spec in engine.manifest.outputs]
+    written = [tensors.write(outputs[spec.name], spec) for spec in engine.manifest.outputs]
     executed = 0 if timing.is_cached else sum(len(one) for one in chains)
-    return _response(body, engine, answers, ran(chains, executed, engine.num_layers * len(chains)))
+    return Answer(written, ran(chains, executed, engine.num_layers * len(chains)))
 
 
 def ran(chains: Sequence[Chain], executed: int, full: int) -> Ran:
@@ -103,8 +121,8 @@ def _check_outputs(body: InferRequest, names: Sequence[str]) -> None:
             raise InputError(f"there is no output {wanted.name!r:.60}; the model gives {list(names)}")
 
 
-def _response(body: InferRequest, engine: Engine, outputs: Sequence[Output], told: Ran) -> Response:
-    by_name = {output.name: output for output in outputs}
+def _response(body: InferRequest, engine: Engine, told: Answer) -> Response:
+    by_name = {output.name: output for output in told.outputs}
     default = body.parameters.binary_data_output
     wanted = {one.name: one.parameters.binary_data for one in body.outputs} or dict.fromkeys(by_name)
     chosen = [(by_name[name], default if said is None else said) for name, said in wanted.items()]
@@ -112,7 +130,7 @@ def _response(body: InferRequest, engine: Engine, outputs: Sequence[Output], tol
         "model_name": engine.manifest.name,
         "model_version": engine.manifest.version,
         **({} if body.id is None else {"id": body.id}),
-        "parameters": told.model_dump(exclude_none=True),
+        "parameters": told.ran.model_dump(exclude_none=True),
         "outputs": [_entry(output, is_binary) for output, is_binary in chosen],
     }
     document = orjson.dumps(head, option=orjson.OPT_SERIALIZE_NUMPY)

@@ -25,7 +25,12 @@ router = APIRouter(prefix="/v2")
 @router.get("")
 async def server_metadata(request: Request) -> ServerMetadata:
     """Name, version and extensions of the server."""
-    return ServerMetadata(name="fathom", version=request.app.version, extensions=_EXTENSIONS)
+    return metadata(request.app.version)
+
+
+def metadata(version: str) -> ServerMetadata:
+    """What the server of this version says of itself."""
+    return ServerMetadata(name="fathom", version=version, extensions=_EXTENSIONS)
 
 
 @router.get("/health/live")

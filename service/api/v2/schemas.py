@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
-from service.api.schemas import CACHED, DEGRADED, Body, ChainField, PriorityField, SamplingParameters
+from service.api.schemas import CACHED, DEGRADED, Body, ChainChoice, PriorityField, SamplingParameters
 
 _Size = Annotated[int, Field(ge=0)]
 _Shape = Annotated[list[_Size], Field(max_length=32)]
@@ -61,12 +61,17 @@ class ModelMetadata(BaseModel):
     parameters: dict[str, str | int]
 
 
-class RideAlong(SamplingParameters):
-    """What rides along with a request: the chain for any model with layers, the rest for language models."""
+class RideAlong(SamplingParameters, ChainChoice):
+    """What rides along with a request: chain or depth for any model with layers, the rest for language models."""
 
-    chain: ChainField = Field("full", description="'full', 'memory', '0-3,5,5,7-11', or a list with one per row")
     timeout: int = Field(0, ge=0, lt=1 << 64, description="microseconds the request may wait and run; 0 sets no bound")
     priority: PriorityField = 0
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_or_several(cls, stop: Any) -> Any:
+        """The protocol has no lists among its parameters."""
+        return [stop] if isinstance(stop, str) else stop
 
 
 class InferParameters(RideAlong):

@@ -16,7 +16,10 @@ from service.engine.tensor import read_inputs
 
 Array: TypeAlias = NDArray[Any]
 
-_WIRE: dict[Datatype, np.dtype[Any]] = {
+# The data of one input: a share of the bytes that came, or a list from the document.
+Piece: TypeAlias = memoryview | list[Any]
+
+WIRE: dict[Datatype, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
     "INT32": np.dtype("<i4"),
     "INT64": np.dtype("<i8"),
@@ -37,7 +40,7 @@ class Output:
     raw: bytes | memoryview
 
 
-def pieces(inputs: Sequence[InferInput], binary: memoryview) -> list[memoryview | list[Any]]:
+def pieces(inputs: Sequence[InferInput], binary: memoryview) -> list[Piece]:
     """The data of each input: its share of `binary` (a view), or the list from the document.
 
     Raises InputError where sizes do not add up, or an input came twice, both ways or without data.
@@ -58,11 +61,11 @@ def pieces(inputs: Sequence[InferInput], binary: memoryview) -> list[memoryview 
     return found
 
 
-def read(inputs: Sequence[InferInput], binary: memoryview, specs: tuple[TensorSpec, ...]) -> dict[str, Array]:
+def read(inputs: Sequence[InferInput], data: Sequence[Piece], specs: tuple[TensorSpec, ...]) -> dict[str, Array]:
     """Arrays by input name, of the shapes and datatypes in `specs`. Raises InputError naming input, value and limit."""
     datatypes = {spec.name: spec.datatype for spec in specs}
     named: dict[str, object] = {}
-    for one, piece in zip(inputs, pieces(inputs, binary), strict=True):
+    for one, piece in zip(inputs, data, strict=True):
         if isinstance(piece, memoryview) and one.name in datatypes:
             named[one.name] = _from_bytes(one, piece, datatypes[one.name])
         else:
@@ -72,11 +75,11 @@ def read(inputs: Sequence[InferInput], binary: memoryview, specs: tuple[TensorSp
 
 def write(array: Array, spec: TensorSpec) -> Output:
     """An output as its datatype says; `data` and `raw` share memory."""
-    values = np.ascontiguousarray(array, _WIRE[spec.datatype])
+    values = np.ascontiguousarray(array, WIRE[spec.datatype])
     return Output(spec.name, spec.datatype, array.shape, values.reshape(-1), values.reshape(-1).view(np.uint8).data)
 
 
-def _piece(one: InferInput, rest: memoryview) -> memoryview | list[Any]:
+def _piece(one: InferInput, rest: memoryview) -> Piece:
     size = one.parameters.binary_data_size
     if (size is None) == (one.data is None):
         raise InputError(f"input {one.name!r} must have either 'data' or parameters.binary_data_size; send one of them")
@@ -90,12 +93,12 @@ def _piece(one: InferInput, rest: memoryview) -> memoryview | list[Any]:
 def _from_bytes(one: InferInput, piece: memoryview, datatype: Datatype) -> Array:
     if one.datatype != datatype:
         raise InputError(f"input {one.name!r} came as {one.datatype[:40]!r}; the model takes {datatype}")
-    dtype = _WIRE[datatype]
+    dtype = WIRE[datatype]
     wanted = math.prod(one.shape) * dtype.itemsize
     if wanted != len(piece):
         raise InputError(
             f"input {one.name!r} has {len(piece)} bytes; shape {one.shape} of {datatype} takes {_short(wanted)}"
-            "; make shape and binary_data_size agree"
+            "; make shape and data agree"
         )
     if datatype == "BOOL" and (np.frombuffer(piece, np.uint8) > 1).any():
         raise InputError(f"input {one.name!r} has a byte above 1 in BOOL data; send 0 or 1")

@@ -2,23 +2,23 @@
 
 import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from models.errors import InputError, LengthError
 from service.api.v2.schemas import InferInput, TensorMetadata
-from service.api.v2.tensors import Output, pieces
+from service.api.v2.tensors import Output, Piece
 
 _LENGTH = struct.Struct("<I")
 INPUT = TensorMetadata(name="text_input", datatype="BYTES", shape=[-1])
 OUTPUT = TensorMetadata(name="text_output", datatype="BYTES", shape=[-1])
 
 
-def read(inputs: Sequence[InferInput], binary: memoryview, max_texts: int) -> list[str]:
+def read(inputs: Sequence[InferInput], data: Sequence[Piece], max_texts: int) -> list[str]:
     """The texts of the one input of a language model. Raises InputError or LengthError naming element and limit."""
     if [one.name for one in inputs] != [INPUT.name]:
         raise InputError(f"inputs {[one.name for one in inputs]} came; a language model takes [{INPUT.name!r}]")
-    (sent,), (piece,) = inputs, pieces(inputs, binary)
+    (sent,), (piece,) = inputs, data
     _check(sent, max_texts)
     texts = list(_from_bytes(piece) if isinstance(piece, memoryview) else _from_list(piece))
     if len(texts) != math.prod(sent.shape):
@@ -28,8 +28,12 @@ def read(inputs: Sequence[InferInput], binary: memoryview, max_texts: int) -> li
 
 def write(texts: list[str], shape: Sequence[int]) -> Output:
     """The answers, in the shape of the questions."""
-    raw = b"".join(_LENGTH.pack(len(one)) + one for one in (text.encode() for text in texts))
-    return Output(OUTPUT.name, OUTPUT.datatype, tuple(shape), texts, raw)
+    return Output(OUTPUT.name, OUTPUT.datatype, tuple(shape), texts, packed(text.encode() for text in texts))
+
+
+def packed(elements: Iterable[bytes]) -> bytes:
+    """Elements one after the other, each with its length before it."""
+    return b"".join(_LENGTH.pack(len(one)) + one for one in elements)
 
 
 def _check(sent: InferInput, max_texts: int) -> None:

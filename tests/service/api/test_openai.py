@@ -66,7 +66,6 @@ def test_models_are_the_language_models(server: Any) -> None:
     assert model["fathom"] == {"version": "1", "num_layers": 3, "max_chain_length": 12}
     assert server.client.get("/v1/models/tinylm").json() == model
     assert _refused(server.client.get("/v1/models/absent"), 404, "absent")["code"] == "model_not_found"
-    _refused(server.client.get("/v1/models/tinymlp"), 404, "tinymlp", "/predict")
 
 
 @pytest.mark.parametrize("chain", ["full", "0,0,2", [1, 2]])
@@ -322,6 +321,8 @@ BAD: list[tuple[str, dict[str, Any], int, str | None, tuple[str, ...]]] = [
     ("long prompt", {"prompt": "1" * 64}, 413, None, ("64 tokens", "at most 63")),
     ("many choices", {"prompt": ["1"] * 40, "n": 128}, 413, None, ("40 prompts", "n 128", "4096")),
     ("layer out of range", {"chain": "0,3"}, 400, None, ("visit 1", "layer 3", "0 to 2")),
+    ("deeper than the model", {"depth": 4}, 400, None, ("depth 4", "1 to 3 layers")),
+    ("depth and chain", {"depth": 1, "chain": "0"}, 400, "depth", ("Not with chain",)),
     ("chain as a number", {"chain": 2}, 400, "chain", ("list of layers", "2 came")),
     ("too few chains", {"prompt": ["1", "2", "3"], "chain": ["0", "1"]}, 400, None, ("2 chains", "3 inputs")),
     ("too many stops", {"stop": ["1"] * 5}, 400, "stop", ("up to 4",)),
@@ -382,7 +383,8 @@ def test_unknown_routes_are_refused_in_openai_words(server: Any) -> None:
 
 def test_chat_without_a_template_says_what_to_do(server: Any) -> None:
     body = {**CHAT, "tools": [], "temperature": 1}
-    _refused(server.post("/v1/chat/completions", **body), 400, "'tinylm' has no chat template", "/v1/completions")
+    remedies = ("chat_template.jinja", "/v1/completions")
+    _refused(server.post("/v1/chat/completions", **body), 400, "'tinylm' has no chat template", *remedies)
     _refused(server.post("/v1/chat/completions", **{**CHAT, "model": "absent"}), 404, "absent")
     assert _refused(server.post("/v1/chat/completions", model="tinylm"), 400)["param"] == "messages"
 

@@ -1,5 +1,6 @@
 """Tensors on the wire: every datatype both ways, several inputs, and nothing copied that need not be."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,15 +32,19 @@ def _sent(datatype: str, size: int | None = None, data: Any = None, name: str = 
     )
 
 
+def _read(sent: Sequence[InferInput], binary: memoryview, specs: tuple[TensorSpec, ...]) -> Any:
+    return tensors.read(sent, tensors.pieces(sent, binary), specs)
+
+
 @pytest.mark.parametrize("datatype", VALUES)
 def test_datatypes_go_out_and_come_in_unchanged(datatype: Datatype) -> None:
     sent = _sent(datatype, data=VALUES[datatype])
-    array = tensors.read([sent], memoryview(b""), (_spec(datatype),))["x"]
+    array = _read([sent], memoryview(b""), (_spec(datatype),))["x"]
     written = tensors.write(array, _spec(datatype))
     assert (written.datatype, written.shape) == (datatype, (2, 3))
     for offset in (0, 1):  # behind a document of any length
         raw = memoryview(b"." * offset + bytes(written.raw))[offset:]
-        back = tensors.read([_sent(datatype, len(raw))], raw, (_spec(datatype),))["x"]
+        back = _read([_sent(datatype, len(raw))], raw, (_spec(datatype),))["x"]
         assert back.dtype == array.dtype
         np.testing.assert_array_equal(back, array)
 
@@ -48,7 +53,7 @@ def test_several_inputs_lie_in_the_order_of_the_document() -> None:
     first, second = np.arange(6, dtype="<f4"), np.arange(6, dtype="<i8")
     raw = memoryview(first.tobytes() + second.tobytes())
     sent = [_sent("FP32", 24, name="b"), _sent("INT32", data=[[1, 2, 3]] * 2, name="c"), _sent("INT64", 48, name="a")]
-    found = tensors.read(sent, raw, (_spec("INT64", "a"), _spec("FP32", "b"), _spec("INT32", "c")))
+    found = _read(sent, raw, (_spec("INT64", "a"), _spec("FP32", "b"), _spec("INT32", "c")))
     np.testing.assert_array_equal(found["b"], first.reshape(2, 3))
     np.testing.assert_array_equal(found["a"], second.reshape(2, 3))
     np.testing.assert_array_equal(found["c"], [[1, 2, 3]] * 2)
@@ -71,10 +76,10 @@ def test_outputs_need_not_lie_together() -> None:
 
 def test_byte_that_is_no_truth_value_is_refused() -> None:
     with pytest.raises(InputError, match="'x' has a byte above 1 in BOOL data; send 0 or 1"):
-        tensors.read([_sent("BOOL", 6)], memoryview(b"\0\1\2\0\0\0"), (_spec("BOOL"),))
+        _read([_sent("BOOL", 6)], memoryview(b"\0\1\2\0\0\0"), (_spec("BOOL"),))
 
 
 @pytest.mark.parametrize("data", [[1.5] * 6, [2**31] * 6, [10**30] * 6])
 def test_numbers_are_never_cut_to_fit(data: list[Any]) -> None:
     with pytest.raises(InputError, match="'x' holds"):
-        tensors.read([_sent("INT32", data=data)], memoryview(b""), (_spec("INT32"),))
+        _read([_sent("INT32", data=data)], memoryview(b""), (_spec("INT32"),))
