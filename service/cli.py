@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 import typer
 
 from models.errors import FathomError
-from service import cli_chains
+from service import cli_bench, cli_chains
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -32,6 +32,7 @@ app = typer.Typer(
 )
 
 app.add_typer(cli_chains.app, name="chains")
+app.command()(cli_bench.bench)
 
 
 @app.command()
@@ -107,7 +108,7 @@ def search(
         "seed": seed,
         "include_tree": explain is not None,
     }
-    with _progress() as progress:
+    with progress_bar() as progress:
         task = progress.add_task("simulations", total=simulations)
         result = _wait(search_locally(repository, body, lambda done: progress.update(task, completed=done)))
     if explain is not None:
@@ -164,7 +165,7 @@ def _study(
 
     settings, config = read_settings(repository=repository), StudyConfig(simulations=simulations, seed=seed)
     study = Study(settings, model, dataset, out, limit, processes, ray, config)
-    with _progress() as progress:
+    with progress_bar() as progress:
         task = progress.add_task("samples", total=None)
         return run_study(study, lambda done, total: progress.update(task, completed=done, total=total))
 
@@ -195,7 +196,8 @@ def _value(text: str) -> Any:
         return text
 
 
-def _progress() -> "Progress":
+def progress_bar() -> "Progress":
+    """A bar on standard error, where that is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
