@@ -36,7 +36,7 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/pytest -q tests/test_imports.py
 
-bench: $(VENV)/.dev
+bench: $(VENV)/.bench
 	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
 
 image:
@@ -55,7 +55,8 @@ repository/%/1/manifest.json: $$(wildcard models/checkpoints/$$*/*) | $(VENV)/.s
 
 $(VENV)/.serve: EXTRAS := cpu
 $(VENV)/.dev: EXTRAS := cpu,grpc,train,study,ray,dev
-$(VENV)/.serve $(VENV)/.dev: pyproject.toml constraints-cpu.txt | $(BIN)/python
+$(VENV)/.bench: EXTRAS := cpu,grpc,train,study,ray,bench,dev
+$(VENV)/.serve $(VENV)/.dev $(VENV)/.bench: pyproject.toml constraints-cpu.txt | $(BIN)/python
 	$(BIN)/uv pip install --python $(BIN)/python $(PIP_ARGS) || $(BIN)/pip install $(PIP_ARGS)
 	touch $@
 

@@ -1,7 +1,9 @@
 """What people write today to serve an ONNX file, to be measured beside Fathom: `python peers.py KIND FILE PORT`.
 
-naive: FastAPI with a pydantic body and a session in a synchronous route. floor: a bare ASGI function with orjson, no
-validation, no queue and no metrics; nobody would deploy it, but no Python server behind uvicorn does less.
+naive: FastAPI with a pydantic body and a session in a synchronous route. litserve: LitServe as in its tutorial, and
+litserve-batch with its batching, 2 ms of waiting. floor: a bare ASGI function with orjson, no validation, no queue and
+no metrics; nobody would deploy it, but no Python server behind uvicorn does less. Each takes one input per request
+row, floats or token ids as the graph wants them, and runs one thread in one process or worker.
 """
 
 import sys
@@ -10,16 +12,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import orjson
-import uvicorn
-from fastapi import FastAPI
-from pydantic import BaseModel
-from starlette.types import Receive, Scope, Send
 
-
-class Rows(BaseModel):
-    """A request of the naive server."""
-
-    inputs: list[list[float]]
+KINDS = ("naive", "litserve", "litserve-batch", "floor")
 
 
 def session_of(file: str) -> ort.InferenceSession:
@@ -29,40 +23,59 @@ def session_of(file: str) -> ort.InferenceSession:
     return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
 
-def naive(session: ort.InferenceSession) -> FastAPI:
+def dtype_of(session: ort.InferenceSession) -> Any:
+    """What the graph's one input is made of."""
+    return np.int64 if session.get_inputs()[0].type == "tensor(int64)" else np.float32
+
+
+def naive(file: str, port: int) -> None:
     """FastAPI as in its tutorial."""
-    app = FastAPI()
-    name = session.get_inputs()[0].name
+    import uvicorn
+    from fastapi import FastAPI
+    from pydantic import BaseModel
+
+    class Rows(BaseModel):
+        inputs: list[list[float]]
+
+    app, session = FastAPI(), session_of(file)
+    name, dtype = session.get_inputs()[0].name, dtype_of(session)
 
     @app.post("/predict")
     def predict(body: Rows) -> dict[str, Any]:
-        (outputs,) = session.run(None, {name: np.asarray(body.inputs, np.float32)})
+        (outputs,) = session.run(None, {name: np.asarray(body.inputs, dtype)})
         return {"outputs": outputs.tolist()}
 
-    return app
+    uvicorn.run(app, host="127.0.0.1", port=port, log_level="error", access_log=False)
 
 
-def floor(session: ort.InferenceSession) -> Any:
+def floor(file: str, port: int) -> None:
     """As little as a Python server can do."""
-    name = session.get_inputs()[0].name
+    import uvicorn
 
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    session = session_of(file)
+    name, dtype = session.get_inputs()[0].name, dtype_of(session)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return
         body, more = b"", True
         while more:
             message = await receive()
             body, more = body + message["body"], message.get("more_body", False)
-        (outputs,) = session.run(None, {name: np.asarray(orjson.loads(body)["inputs"], np.float32)})
+        (outputs,) = session.run(None, {name: np.asarray(orjson.loads(body)["inputs"], dtype)})
         answer = orjson.dumps({"outputs": outputs}, option=orjson.OPT_SERIALIZE_NUMPY)
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(answer)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
 
-    return app
+    uvicorn.run(app, host="127.0.0.1", port=port, log_level="error", access_log=False, lifespan="off")
 
 
 if __name__ == "__main__":
-    kind, file, port = sys.argv[1:]
-    app = {"naive": naive, "floor": floor}[kind](session_of(file))
-    uvicorn.run(app, host="127.0.0.1", port=int(port), log_level="error", access_log=False, lifespan="off")
+    kind, file, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    if kind.startswith("litserve"):
+        from peers_litserve import litserve
+
+        litserve(file, port, **({"max_batch_size": 32, "batch_timeout": 0.002} if kind == "litserve-batch" else {}))
+    else:
+        {"naive": naive, "floor": floor}[kind](file, port)

@@ -1,4 +1,7 @@
-"""The command `fathom`. Other packages add their own commands through the entry point group `fathom.commands`."""
+"""The command `fathom`. Other packages add their own commands through the entry point group `fathom.commands`.
+
+What only one command needs is imported in it: a server's start and its memory pay for every module that is not.
+"""
 
 import asyncio
 import json
@@ -7,15 +10,15 @@ import sys
 from collections.abc import Callable, Coroutine
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from models.errors import FathomError
-from service import cli_chains
+from service import cli_bench, cli_chains
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 _T = TypeVar("_T")
 _COMMANDS = "fathom.commands"
@@ -29,6 +32,7 @@ app = typer.Typer(
 )
 
 app.add_typer(cli_chains.app, name="chains")
+app.command()(cli_bench.bench)
 
 
 @app.command()
@@ -106,7 +110,7 @@ def search(
         "seed": seed,
         "include_tree": explain is not None,
     }
-    with _progress() as progress:
+    with progress_bar() as progress:
         task = progress.add_task("simulations", total=simulations)
         result = _wait(search_locally(repository, body, lambda done: progress.update(task, completed=done)))
     if explain is not None:
@@ -119,6 +123,9 @@ def search(
 @app.command()
 def models(repository: Repository = None, as_json: AsJson = False) -> None:
     """List the models of a repository; every file's hash is checked."""
+    from rich.console import Console
+    from rich.table import Table
+
     from service.local import list_locally
 
     found = list_locally(repository)
@@ -160,7 +167,7 @@ def _study(
 
     settings, config = read_settings(repository=repository), StudyConfig(simulations=simulations, seed=seed)
     study = Study(settings, model, dataset, out, limit, processes, ray, config)
-    with _progress() as progress:
+    with progress_bar() as progress:
         task = progress.add_task("samples", total=None)
         return run_study(study, lambda done, total: progress.update(task, completed=done, total=total))
 
@@ -191,7 +198,11 @@ def _value(text: str) -> Any:
         return text
 
 
-def _progress() -> Progress:
+def progress_bar() -> "Progress":
+    """A bar on standard error, where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

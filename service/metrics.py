@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from models.chain import Chain
 from models.errors import DeadlineError, OverloadError
@@ -37,6 +37,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)  # process_cpu_seconds_total, memory, open files, start time
 
         def counter(name: str, text: str, labels: Sequence[str] = _MODEL) -> Counter:
             return Counter(f"fathom_{name}", text, labels, registry=registry)

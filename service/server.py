@@ -128,6 +128,7 @@ def _server(app: FastAPI, settings: Settings) -> Server:
         app,
         log_config=None,
         access_log=False,
+        ws="none",  # no route is a WebSocket; the library costs time and memory at start
         backlog=_BACKLOG,
         timeout_graceful_shutdown=round(settings.drain_s),
     )

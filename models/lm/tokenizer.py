@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tokenizers import Tokenizer as HFTokenizer
-
 from models.errors import ArtifactError, InputError
 
 
@@ -12,6 +10,8 @@ class Tokenizer:
     """The tokenizer of one model; refuses text it cannot represent instead of dropping characters."""
 
     def __init__(self, path: Path) -> None:
+        from tokenizers import Tokenizer as HFTokenizer  # servers of tensors alone never need it
+
         try:
             self._tokenizer = HFTokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception

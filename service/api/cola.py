@@ -34,7 +34,7 @@ from service.cola.reference import reference_evaluator
 from service.cola.reward import Reward, reward_named
 from service.cola.search import OnProgress, find_chain
 from service.cola.task import Outcome, Progress, Result, Spent, Task, derive_seed
-from service.cola.verifier import VERIFIERS, Endpoint
+from service.cola.verifier import VERIFIERS
 from service.engine.engine import Engine
 
 # Each search holds up to `search_bytes` of shared prefixes.
@@ -147,6 +147,8 @@ def _reward(body: SearchRequest, engine: Engine, sample: object, target: object)
         return VERIFIERS.verifier(body.verifier, text, limits.verifier_timeout_s)
     if limits.verifier_url is None:
         raise InputError("this server has no verifier endpoint; name a registered one as 'verifier'")
+    from service.cola.endpoint import Endpoint
+
     return Endpoint(limits.verifier_url, limits.verifier_timeout_s, limits.verifier_max_retries).verifier(text)
 
 

@@ -1,17 +1,13 @@
-"""The reward that asks somebody else: a Python callable that was registered, or an HTTP endpoint from the settings.
+"""The reward that asks somebody else; here a Python callable that was registered, elsewhere an HTTP endpoint.
 
 Verifiers hang, raise and lie; each of these ends the search with an error that says which.
 """
 
 import asyncio
-import json
 import math
 import threading
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
-
-import httpx
 
 from models.errors import VerifierError
 from service.cola.evaluator import Answer
@@ -23,8 +19,6 @@ Ask: TypeAlias = Callable[[str, str], Awaitable[object]]
 
 # A callable that hangs keeps its thread for ever, so there may be only so many of one verifier.
 _MAX_RUNNING = 32
-_RETRY_AFTER_S = 0.1
-_MAX_REPLY_BYTES = 1 << 16
 
 
 class Verifier(Decoded):
@@ -114,54 +108,3 @@ def _outcome(check: Check, sample: str, answer: str, future: "asyncio.Future[obj
 
 
 VERIFIERS = Callables()
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where to POST `{"input", "answer"}` and read `{"reward"}`; never taken from a request.
-
-    timeout_s: for all tries of one answer together. max_retries: after a failed connection or a status of 5xx.
-    """
-
-    url: str
-    timeout_s: float
-    max_retries: int
-    transport: httpx.AsyncBaseTransport | None = None
-
-    def verifier(self, sample: str) -> Verifier:
-        """The reward this endpoint gives."""
-        return Verifier(self._ask, sample, "the verifier endpoint", self.timeout_s)
-
-    async def _ask(self, sample: str, answer: str) -> object:
-        async with httpx.AsyncClient(timeout=self.timeout_s, transport=self.transport) as client:
-            for attempt in range(self.max_retries + 1):
-                if attempt:
-                    await asyncio.sleep(_RETRY_AFTER_S * 2 ** (attempt - 1))
-                said, failure = await self._try(client, {"input": sample, "answer": answer})
-                if not failure:
-                    return said
-        raise VerifierError(f"the verifier endpoint failed {self.max_retries + 1} times, at last with {failure}")
-
-    async def _try(self, client: httpx.AsyncClient, body: dict[str, str]) -> tuple[object, str]:
-        """The reward, or why it may be asked for again. Raises VerifierError where asking again is no use."""
-        try:
-            async with client.stream("POST", self.url, json=body) as response:
-                if response.status_code >= 500:
-                    return None, f"status {response.status_code}"
-                if response.status_code != 200:
-                    raise VerifierError(f"the verifier endpoint answered with status {response.status_code}, not 200")
-                return await _reward_in(response), ""
-        except httpx.TransportError as error:
-            return None, type(error).__name__
-
-
-async def _reward_in(response: httpx.Response) -> object:
-    reply = b""
-    async for chunk in response.aiter_bytes():
-        reply += chunk
-        if len(reply) > _MAX_REPLY_BYTES:
-            raise VerifierError(f"the verifier endpoint answered with more than {_MAX_REPLY_BYTES} bytes")
-    try:
-        return json.loads(reply)["reward"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise VerifierError(f"the verifier endpoint answered without a 'reward': {reply[:80]!r}") from error

@@ -11,8 +11,9 @@ import pytest
 from models.chain import Chain
 from models.errors import VerifierError
 from service.cola import verifier as module
+from service.cola.endpoint import Endpoint
 from service.cola.evaluator import Answer
-from service.cola.verifier import Callables, Endpoint, Verifier
+from service.cola.verifier import Callables, Verifier
 
 URL = "http://verifier.test/check"
 

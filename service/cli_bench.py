@@ -1,0 +1,126 @@
+"""The command `fathom bench`: load on a server or on a model, beside what the machine could do."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from models.errors import InputError
+
+if TYPE_CHECKING:
+    from service.load.run import Measurement, Plan, Report
+
+_T = TypeVar("_T", int, float)
+
+
+def bench(
+    where: Annotated[str, typer.Argument(help="URL of a server, or name of a model to start a server for.")],
+    model: Annotated[str | None, typer.Option(help="Model of the server, with a URL.")] = None,
+    clients: Annotated[
+        str | None, typer.Option(help="Closed loop: each client asks again when answered; such as 1,8,64.")
+    ] = None,
+    rate: Annotated[str | None, typer.Option(help="Open loop: requests due per second; such as 100,200.")] = None,
+    arrivals: Annotated[str, typer.Option(help="Open loop: poisson or constant.")] = "poisson",
+    seconds: Annotated[float, typer.Option(min=0.1, max=86400, help="Time to measure each load.")] = 10.0,
+    warmup: Annotated[float, typer.Option(min=0, max=3600, help="Seconds before, not counted.")] = 2.0,
+    rows: Annotated[int, typer.Option(min=1, max=4096, help="Inputs of one request.")] = 1,
+    chains: Annotated[str | None, typer.Option(help="Chains and weights, 'full:0.5;0-3,6-11:0.3'.")] = None,
+    random_chains: Annotated[int, typer.Option(min=0, max=4096, help="Draw so many chains instead.")] = 0,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Random token ids of a prompt.")] = 16,
+    prompts: Annotated[Path | None, typer.Option(help="JSON lines with a 'prompt' each, instead of ids.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 32,
+    stream: Annotated[bool, typer.Option("--stream", help="Stream, and time each token.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same requests at the same times.")] = 0,
+    repository: Annotated[
+        Path | None, typer.Option(help="Folder of models; FATHOM_REPOSITORY, else ./repository.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File to write the numbers to.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="PNG file to draw into; needs the extra 'study'.")] = None,
+) -> None:
+    """Measure latency, throughput and CPU, with the physical limit beside every number."""
+    from service.load.mix import ChainMix
+    from service.load.run import Plan
+    from service.load.target import Shape
+
+    if arrivals not in ("poisson", "constant"):
+        raise InputError(f"--arrivals is {arrivals!r}; write poisson or constant")
+    if clients is not None and rate is not None:
+        raise InputError("--clients and --rate came together; a loop is closed or open, leave one out")
+    plan = Plan(
+        clients=_numbers(clients or "1", int, "--clients"),
+        rates=_numbers(rate, float, "--rate") if rate is not None else (),
+        arrivals="constant" if arrivals == "constant" else "poisson",
+        seconds=seconds,
+        warmup_s=warmup,
+        shape=Shape(rows, prompt_tokens, max_new_tokens, stream, _prompts(prompts) if prompts else ()),
+        mix=ChainMix.parse(chains) if chains is not None else ChainMix(),
+        num_random_chains=random_chains,
+        seed=seed,
+    )
+    if plot is not None:
+        _check_plot(plot)
+    _show(_run(where, model, plan, repository), f"{model or where}", json_file, plot)
+
+
+def _run(where: str, model: str | None, plan: "Plan", repository: Path | None) -> "list[Measurement]":
+    import uvloop
+
+    from service.cli import progress_bar
+    from service.load.run import run
+    from service.settings import read_settings
+
+    with progress_bar() as progress:
+        task = progress.add_task("start", total=None)
+
+        def report(what: str, passed: float, total: float) -> None:
+            progress.update(task, description=what, completed=round(min(passed, total), 1), total=total)
+
+        listen: Report = report
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(run(where, model, plan, read_settings(repository=repository), listen))
+
+
+def _show(found: "list[Measurement]", title: str, json_file: Path | None, plot: Path | None) -> None:
+    from rich.console import Console
+
+    from service.load.run import as_json
+    from service.load.table import table
+
+    Console().print(table(found, title))
+    if json_file is not None:
+        json_file.write_text(json.dumps(as_json(found), indent=2) + "\n")
+    if plot is not None:
+        from service.load.picture import draw
+
+        draw(found, title, plot)
+
+
+def _numbers(text: str, kind: Callable[[str], _T], name: str) -> tuple[_T, ...]:
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"{name} is {text!r}; write numbers with commas between, like 1,8,64") from error
+
+
+def _prompts(path: Path) -> tuple[str, ...]:
+    try:
+        lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        found = tuple(str(line["prompt"]) for line in lines)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path} is not a file of JSON lines with a 'prompt' each: {error!r}") from error
+    if not found:
+        raise InputError(f"{path} has no prompts; write at least one")
+    return found
+
+
+def _check_plot(path: Path) -> None:
+    """Before an hour is spent on what cannot be drawn. Raises InputError."""
+    from importlib.util import find_spec
+
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise InputError(f"--plot is {str(path)!r}; name a .png, .svg or .pdf file")
+    if find_spec("matplotlib") is None:
+        raise InputError("--plot needs matplotlib; install the extra 'study'")
