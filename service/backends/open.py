@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 from models.artifact import Form, Format, Manifest
 from models.errors import BackendError
 from service.backends.arrays import Arrays, HostArrays
-from service.backends.kv import slot_bytes
+from service.backends.kv import PAGE_SIZE, page_bytes
 from service.backends.parts import LanguageBackend, Parts, TensorBackend
 from service.backends.protocol import Backend
 
@@ -23,13 +23,14 @@ def open_backend(
     name: BackendName = "auto",
     device: Device = "cpu",
     num_threads: int = 1,
-    num_slots: int = 0,
+    num_pages: int = 0,
+    page_size: int = PAGE_SIZE,
 ) -> Backend:
     """Load one artifact. Raises BackendError if it has no such form or the runtime refuses it."""
     chosen = choose_backend(manifest, name)
     parts, arrays = _open_parts(manifest, directory, chosen, device, num_threads)
     if manifest.language:
-        return LanguageBackend(parts, manifest.language, num_slots, arrays)
+        return LanguageBackend(parts, manifest.language, arrays, num_pages, page_size)
     return TensorBackend(parts, manifest.inputs, manifest.outputs, arrays)
 
 
@@ -62,17 +63,21 @@ def _is_installed(distribution: str) -> bool:
     return True
 
 
-def num_slots_within(manifest: Manifest, max_rows: int, max_bytes: int, max_chain_length: int) -> int:
-    """KV slots for `max_rows` sequences on the full chain, as far as `max_bytes` go. Raises BackendError if too few."""
+def num_pages_within(manifest: Manifest, max_rows: int, max_bytes: int, page_size: int) -> int:
+    """Pages for `max_rows` sequences of full length on the full chain, as far as `max_bytes` go.
+
+    Raises BackendError if they do not go as far as one such sequence.
+    """
     if manifest.language is None:
         return 0
-    affordable = max_bytes // slot_bytes(manifest.language)
-    if affordable < max_chain_length:
+    size = page_bytes(manifest.language, page_size)
+    one = manifest.num_layers * -(-manifest.language.max_length // page_size)
+    if max_bytes < one * size:
         raise BackendError(
-            f"model {manifest.name!r} needs {max_chain_length} KV slots of {slot_bytes(manifest.language)} bytes "
-            f"for its longest chain and {max_bytes} bytes hold {affordable}; raise FATHOM_KV_BYTES"
+            f"model {manifest.name!r} needs {one} pages of {size} bytes for one sequence of full length on the full "
+            f"chain and {max_bytes} bytes hold {max_bytes // size}; raise FATHOM_KV_BYTES"
         )
-    return max(min(affordable, max_rows * manifest.num_layers), max_chain_length)
+    return min(max_bytes // size, max_rows * one)
 
 
 def _open_parts(

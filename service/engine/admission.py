@@ -11,6 +11,9 @@ from typing import Protocol, TypeVar
 
 from models.chain import Chain
 
+# How far down the line admission looks, and how often it may let others by.
+WINDOW = MAX_OVERTAKEN = 8
+
 
 class Waiting(Protocol):
     """What admission knows of a sequence; it counts in `num_overtaken` how many joined before it out of turn."""
@@ -27,7 +30,7 @@ _W = TypeVar("_W", bound=Waiting)
 class Admission:
     """Looks at the first `window` of those who wait; nobody is overtaken more than `max_overtaken` times."""
 
-    def __init__(self, window: int = 8, max_overtaken: int = 8) -> None:
+    def __init__(self, window: int = WINDOW, max_overtaken: int = MAX_OVERTAKEN) -> None:
         self._window, self._max_overtaken = window, max_overtaken
 
     def choose(self, waiting: Iterable[_W], calls: Sequence[int]) -> _W | None:

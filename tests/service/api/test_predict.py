@@ -211,7 +211,7 @@ def test_client_that_leaves_a_stream_frees_its_slots(serve: Any) -> None:
                 others[number].start()
         for thread in others:
             thread.join()
-        _wait_until(lambda: server.metric("fathom_running_sequences") == server.metric("fathom_kv_slots_used") == 0)
+        _wait_until(lambda: server.metric("fathom_running_sequences") == server.metric("fathom_kv_pages_used") == 0)
         server.predict("tinylm", ["1+1="])
 
 
