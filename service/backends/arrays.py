@@ -45,7 +45,7 @@ class HostArrays:
         return array
 
     def take(self, array: Array, places: Ints, into: Array) -> None:
-        np.take(array, places, axis=0, out=into, mode="clip")  # "raise" would copy once more
+        array.take(places, axis=0, out=into, mode="clip")  # "raise" would copy once more
 
     def join(self, arrays: Sequence[Array], axis: int = 0) -> Array:
         return np.concatenate(arrays, axis)

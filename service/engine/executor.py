@@ -55,13 +55,13 @@ class Executor:
 
     def run(self, batch: Batch) -> dict[str, Array]:
         """Outputs by name, one row per chain, in the order of the batch."""
-        carry = self._backend.embed(batch.inputs, _rows(batch, 0, slice(None)))
+        carry = self._backend.embed(batch.inputs, _rows(batch, 0, None))
         for call in _calls(batch.chains) if self._backend.num_layers else ():
             carry = self._visit(call, carry, batch)
         return self._backend.head(carry, batch.tokens)
 
     def _visit(self, call: _Call, carry: Carry, batch: Batch) -> Carry:
-        rows = _rows(batch, call.visits, slice(None) if call.rows is None else call.rows)
+        rows = _rows(batch, call.visits, call.rows)
         tokens = call.num_rows if rows is None else int(rows.lengths.sum())
         self._counter.count_layer_call(call.layer, call.num_rows, tokens)
         if call.rows is None:
@@ -84,12 +84,15 @@ def _call(group: Group, num_rows: int) -> _Call:
     return _Call(group.layer, slice(first, first + count) if is_run else np.asarray(group.rows), visits, count)
 
 
-def _rows(batch: Batch, visits: Ints | int, rows: Selection) -> Rows | None:
+def _rows(batch: Batch, visits: Ints | int, rows: Selection | None) -> Rows | None:
     if batch.starts is None or batch.lengths is None:
         return None
     pages = None
     if batch.pages is not None:
-        pages = batch.pages[rows, visits] if isinstance(visits, int) else _pages_of(batch.pages, rows, visits)
+        every = slice(None) if rows is None else rows
+        pages = batch.pages[every, visits] if isinstance(visits, int) else _pages_of(batch.pages, every, visits)
+    if rows is None:
+        return Rows(batch.starts, batch.lengths, pages)
     return Rows(batch.starts[rows], batch.lengths[rows], pages)
 
 

@@ -115,7 +115,6 @@ class Sequences:
 
     def _preempt(self, work: GenerateWork) -> None:
         self._stop(work)
-        work.num_read = 0
         work.num_preemptions += 1
         self.preempted.append(work)
         self.preempted.sort(key=lambda one: one.place)
