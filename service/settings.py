@@ -36,7 +36,9 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     backend: BackendName = Field("auto", description="runtime; auto takes onnx, then torchscript, then eager")
     device: Device = Field("cpu", description="where models run")
-    num_threads: int = Field(1, ge=1, le=1024, description="threads of one layer call")
+    num_threads: int = Field(
+        0, ge=0, le=1024, description="threads of one layer call; 0 is all cores for large layers, one for small"
+    )
     warm_up: bool = Field(True, description="run a model once before it is ready")
     max_batch_rows: int = Field(64, ge=1, le=65536, description="rows of one pass")
     max_batch_tokens: int = Field(8192, ge=1, description="tokens of one pass, padding included")

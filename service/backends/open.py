@@ -1,5 +1,6 @@
 """Which backend serves an artifact, imported only when it is needed."""
 
+import os
 from importlib import metadata
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -15,6 +16,8 @@ BackendName: TypeAlias = Literal["auto", "onnx", "torchscript", "eager", "fake"]
 Device: TypeAlias = Literal["cpu", "cuda"]
 # In order of preference: the fastest runtime whose files are there.
 _FORMATS: dict[str, Format] = {"onnx": "onnx", "torchscript": "torchscript", "eager": "safetensors"}
+# Weights of a layer from which on several threads compute it sooner than one.
+_LARGE_BYTES = 4 << 20
 
 
 def open_backend(
@@ -26,9 +29,13 @@ def open_backend(
     num_pages: int = 0,
     page_size: int = PAGE_SIZE,
 ) -> Backend:
-    """Load one artifact. Raises BackendError if it has no such form or the runtime refuses it."""
+    """Load one artifact, with as many threads as suit it where that is 0.
+
+    Raises BackendError if it has no such form or the runtime refuses it.
+    """
     chosen = choose_backend(manifest, name)
-    parts, arrays = _open_parts(manifest, directory, chosen, device, num_threads)
+    threads = num_threads or threads_for(manifest, chosen, len(os.sched_getaffinity(0)))
+    parts, arrays = _open_parts(manifest, directory, chosen, device, threads)
     if manifest.language:
         return LanguageBackend(parts, manifest.language, arrays, num_pages, page_size)
     return TensorBackend(parts, manifest.inputs, manifest.outputs, arrays)
@@ -44,6 +51,19 @@ def choose_backend(manifest: Manifest, name: BackendName) -> BackendName:
     raise BackendError(
         f"model {manifest.name!r} has the forms {sorted(manifest.forms)}, none for backend {name!r}; export it again"
     )
+
+
+def threads_for(manifest: Manifest, name: BackendName, num_cores: int) -> int:
+    """All cores if the weights of a layer (of all there is, where there are no layers) are large, one otherwise.
+
+    Below some megabytes the threads cost more to wake than they compute.
+    """
+    form = manifest.forms.get(_FORMATS[name]) if name in _FORMATS else None
+    if form is None:
+        return 1
+    parts = form.layers or tuple(part for part in (form.whole,) if part)
+    num_bytes = sum(manifest.files[part].size_bytes for part in parts)
+    return num_cores if num_bytes >= _LARGE_BYTES * max(manifest.num_layers, 1) else 1
 
 
 def refuse_both_runtimes() -> None:

@@ -5,10 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from models.artifact import Form, Format, LanguageSpec, LayersSpec, Manifest
+from models.artifact import FileRecord, Form, Format, LanguageSpec, LayersSpec, Manifest
 from models.errors import BackendError
 from service.backends.kv import page_bytes
-from service.backends.open import BackendName, choose_backend, num_pages_within, open_backend, refuse_both_runtimes
+from service.backends.open import (
+    BackendName,
+    choose_backend,
+    num_pages_within,
+    open_backend,
+    refuse_both_runtimes,
+    threads_for,
+)
 
 FORM = Form(whole="whole", tolerance=1e-4)
 LANGUAGE = LanguageSpec(
@@ -75,6 +82,23 @@ def test_memory_too_small_for_one_sequence_of_full_length_is_refused() -> None:
 
 def test_model_without_a_cache_needs_no_pages() -> None:
     assert num_pages_within(manifest("onnx", language=None), 3, 0, page_size=4) == 0
+
+
+@pytest.mark.parametrize(
+    ("files", "form", "threads"),
+    [
+        ({"a": 5 << 20, "b": 3 << 20}, Form(embed="e", layers=("a", "b"), head="h", whole="w", tolerance=1e-4), 8),
+        ({"a": 5 << 20, "b": 1 << 20}, Form(embed="e", layers=("a", "b"), head="h", whole="w", tolerance=1e-4), 1),
+        ({"w": 8 << 20}, Form(whole="w", tolerance=1e-4), 8),
+        ({"w": 7 << 20}, Form(whole="w", tolerance=1e-4), 1),
+    ],
+)
+def test_large_layers_get_all_cores_and_small_ones_a_thread(files: dict[str, int], form: Form, threads: int) -> None:
+    records = {name: FileRecord(sha256="0" * 64, size_bytes=size) for name, size in files.items()}
+    layers = LayersSpec(count=2, residual_form="standard", cost=(1, 1))
+    model = manifest().model_copy(update={"forms": {"onnx": form}, "files": records, "layers": layers})
+    assert threads_for(model, "onnx", num_cores=8) == threads
+    assert threads_for(model, "fake", num_cores=8) == 1
 
 
 @pytest.fixture
