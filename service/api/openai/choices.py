@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from service.api.openai.answers import ChoiceRan, CompletionChoice, Logprobs, TokenUsage
+from service.api.openai.answers import ChoiceRan, CompletionChoice, Logprobs, PromptTokensDetails, TokenUsage
 from service.api.openai.samples import Sample
 from service.engine.language import Completion, LanguageEngine
 from service.engine.sampling import Choice
@@ -57,4 +57,5 @@ def usage_of(done: Sequence[Completion], n: int) -> TokenUsage:
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
         total_tokens=prompt_tokens + completion_tokens,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=sum(one.num_cached_tokens for one in done[::n])),
     )

@@ -84,6 +84,7 @@ def test_completion_is_what_predict_answers(server: Any, chain: Any, temperature
         "prompt_tokens": 5,
         "completion_tokens": len(output["token_ids"]),
         "total_tokens": 5 + len(output["token_ids"]),
+        "prompt_tokens_details": {"cached_tokens": 0},
     }
     assert (answer["object"], answer["model"]) == ("text_completion", "tinylm")
 
