@@ -29,7 +29,9 @@ class Watched(Protocol):
     @property
     def num_running(self) -> int: ...
     @property
-    def num_slots_used(self) -> int: ...
+    def num_pages_used(self) -> int: ...
+    @property
+    def num_pages_cached(self) -> int: ...
 
 
 class Metrics:
@@ -58,6 +60,8 @@ class Metrics:
             "inter_token_seconds", "Mean gap between the tokens of an answer", _SECONDS
         )
         self.prompt_tokens = counter("prompt_tokens", "Tokens of prompts")
+        self.prefix_hit_tokens = counter("prefix_cache_hit_tokens", "Tokens of prompts that were found read")
+        self.preemptions = counter("preemptions", "Times an answered sequence made room and was read again")
         self.generated_tokens = counter("generated_tokens", "Tokens generated")
         self.layer_calls = counter("layer_calls", "Calls of a layer, whatever the number of rows")
         self.layers_executed = counter("layers_executed", "Visits made by rows", (*_MODEL, "layer"))
@@ -82,8 +86,9 @@ class Metrics:
         self.cache_misses = counter("cache_misses", "Rows that were looked for in the response cache in vain")
         self.cache_bytes = gauge("cache_bytes", "Memory the response cache holds")
         self.running = gauge("running_sequences", "Sequences being generated")
-        self.slots_used = gauge("kv_slots_used", "KV slots in use")
-        self.slots = gauge("kv_slots", "KV slots there are")
+        self.pages_used = gauge("kv_pages_used", "Pages of keys and values held by sequences")
+        self.pages_cached = gauge("kv_pages_cached", "Pages held by nobody, kept for what may begin alike")
+        self.pages = gauge("kv_pages", "Pages there are")
         self.load_seconds = gauge("model_load_seconds", "Time the last load took")
         self.ready = gauge("model_ready", "1 when the model serves")
         self.search_simulations = counter("search_simulations", "Simulations of chain searches")
@@ -182,6 +187,8 @@ class ModelMetrics:
     def observe_generation(self, num_prompt_tokens: int, answer: Generated) -> None:
         """Count an answered prompt."""
         self._metrics.prompt_tokens.labels(*self.labels).inc(num_prompt_tokens)
+        self._metrics.prefix_hit_tokens.labels(*self.labels).inc(answer.num_cached)
+        self._metrics.preemptions.labels(*self.labels).inc(answer.num_preemptions)
         self._metrics.generated_tokens.labels(*self.labels).inc(len(answer.choices))
         self._metrics.first_token_seconds.labels(*self.labels).observe(answer.first_token_s)
         gaps = answer.timing.queue_s + answer.timing.compute_s - answer.first_token_s
@@ -200,15 +207,16 @@ class ModelMetrics:
         self._metrics.memory_hits.labels(*self.labels).inc(num_hits)
         self._metrics.memory_misses.labels(*self.labels).inc(num_inputs - num_hits)
 
-    def watch(self, watched: Watched, num_slots: int) -> None:
+    def watch(self, watched: Watched, num_pages: int) -> None:
         """Read the gauges from a batcher whenever they are scraped."""
         metrics = self._metrics
         metrics.queue_requests.labels(*self.labels).set_function(lambda: watched.num_waiting)
         metrics.queue_rows.labels(*self.labels).set_function(lambda: watched.num_waiting_rows)
         metrics.queue_tokens.labels(*self.labels).set_function(lambda: watched.num_waiting_tokens)
         metrics.running.labels(*self.labels).set_function(lambda: watched.num_running)
-        metrics.slots_used.labels(*self.labels).set_function(lambda: watched.num_slots_used)
-        metrics.slots.labels(*self.labels).set(num_slots)
+        metrics.pages_used.labels(*self.labels).set_function(lambda: watched.num_pages_used)
+        metrics.pages_cached.labels(*self.labels).set_function(lambda: watched.num_pages_cached)
+        metrics.pages.labels(*self.labels).set(num_pages)
         metrics.ready.labels(*self.labels).set(1)
 
     def observe_load(self, seconds: float) -> None:
@@ -223,8 +231,9 @@ class ModelMetrics:
             metrics.queue_rows,
             metrics.queue_tokens,
             metrics.running,
-            metrics.slots_used,
-            metrics.slots,
+            metrics.pages_used,
+            metrics.pages_cached,
+            metrics.pages,
             metrics.load_seconds,
             metrics.degrade_step,
             metrics.cache_bytes,

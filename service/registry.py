@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from models.artifact import LanguageSpec, Manifest, find_version, list_versions, read_manifest, version_order
 from models.errors import ArtifactError, BackendError, ChainError, FathomError, UnavailableError, UnknownModelError
 from models.lm.tokenizer import Tokenizer
-from service.backends.open import num_slots_within, open_backend
+from service.backends.open import num_pages_within, open_backend
 from service.backends.protocol import Backend
 from service.engine.degrade import Ladder, read_ladder
 from service.engine.engine import Engine, EngineLimits
@@ -173,8 +173,11 @@ class Registry:
         limits, language = _limits(manifest, settings), manifest.language
         tokenizer = Tokenizer(directory / language.tokenizer) if language else None
         chat = _chat(language, directory) if language else None
-        slots = num_slots_within(manifest, settings.max_batch_rows, settings.kv_bytes, limits.max_chain_length)
-        backend = open_backend(manifest, directory, settings.backend, settings.device, settings.num_threads, slots)
+        size = settings.kv_page_tokens
+        pages = num_pages_within(manifest, settings.max_batch_rows, settings.kv_bytes, size)
+        backend = open_backend(
+            manifest, directory, settings.backend, settings.device, settings.num_threads, pages, size
+        )
         if settings.warm_up:
             try:
                 warm_up(manifest, backend, limits.batch)
@@ -193,7 +196,7 @@ class Registry:
 
 def _limits(manifest: Manifest, settings: Settings) -> EngineLimits:
     return EngineLimits(
-        Limits(_rows_at_once(manifest, settings), settings.max_batch_tokens),
+        Limits(_rows_at_once(manifest, settings), settings.max_batch_tokens, settings.max_prefill_tokens),
         QueueLimits(
             settings.max_queue_requests, settings.max_queue_rows, settings.max_queue_tokens, settings.max_client_rows
         ),

@@ -37,10 +37,13 @@ class Settings(BaseSettings):
     grpc_port: int | None = Field(None, ge=0, le=65535, description="port for gRPC; without one there is no gRPC")
     backend: BackendName = Field("auto", description="runtime; auto takes onnx, then torchscript, then eager")
     device: Device = Field("cpu", description="where models run")
-    num_threads: int = Field(1, ge=1, le=1024, description="threads of one layer call")
+    num_threads: int = Field(
+        0, ge=0, le=1024, description="threads of one layer call; 0 is all cores for large layers, one for small"
+    )
     warm_up: bool = Field(True, description="run a model once before it is ready")
     max_batch_rows: int = Field(64, ge=1, le=65536, description="rows of one pass")
     max_batch_tokens: int = Field(8192, ge=1, description="tokens of one pass, padding included")
+    max_prefill_tokens: int = Field(512, ge=1, description="tokens of prompts that one step reads before others go on")
     max_queue_requests: int = Field(4096, ge=1, description="samples that may wait, per model")
     max_queue_rows: int = Field(65536, ge=1, description="rows that may wait, per model")
     max_queue_tokens: int = Field(1 << 20, ge=1, description="tokens that may wait, per model")
@@ -58,6 +61,7 @@ class Settings(BaseSettings):
     degrade_fraction: float = Field(0.5, gt=0, le=1, description="part of a queue limit from which it does")
     response_cache_bytes: int = Field(0, ge=0, description="memory for answers to give again, per model; 0 keeps none")
     kv_bytes: int = Field(1 << 30, ge=1 << 20, description="memory for keys and values, per model")
+    kv_page_tokens: int = Field(16, ge=1, le=1024, description="tokens of one page of keys and values")
     search_bytes: int = Field(64 << 20, ge=1 << 16, description="memory for shared prefixes, per search")
     verifier_url: str | None = Field(None, description="endpoint of the search reward 'verifier'; gets POSTs")
     verifier_timeout_s: float = Field(10.0, gt=0, le=600, description="how long a verifier may take per answer")

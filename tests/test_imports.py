@@ -29,8 +29,10 @@ FORBIDDEN = {
 PURE = (
     "models.chain",
     "models.errors",
+    "service.engine.admission",
+    "service.engine.history",
+    "service.engine.pages",
     "service.engine.plan",
-    "service.engine.slots",
     "service.cola.ledger",
     "service.cola.mcts",
     "service.cola.node",

@@ -141,6 +141,7 @@ def _generated(body: PredictRequest, engine: LanguageEngine, done: Sequence[Comp
     outputs = [_text_output(one, engine, body.parameters.logprobs) for one in done]
     usage = Usage(
         prompt_tokens=sum(one.num_prompt_tokens for one in done),
+        cached_tokens=sum(one.num_cached_tokens for one in done) or None,
         completion_tokens=sum(len(one.token_ids) for one in done),
         layer_evaluations=sum(one.layer_evaluations for one in done),
     )

@@ -207,6 +207,9 @@ class Usage(BaseModel):
     """What a request cost; a layer evaluation is one visit by one token (or one row)."""
 
     prompt_tokens: int = 0
+    cached_tokens: int | None = Field(
+        None, description="of the prompts, if any; their layers had been evaluated for an earlier request"
+    )
     completion_tokens: int = 0
     layer_evaluations: int
 

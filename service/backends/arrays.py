@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from service.backends.protocol import Array
+from service.backends.protocol import Array, Ints
 
 
 class Arrays(Protocol):
@@ -21,6 +21,10 @@ class Arrays(Protocol):
 
     def give_out(self, array: Any) -> Array:
         """One of the runtime's arrays as a host array."""
+        ...
+
+    def take(self, array: Any, places: Ints, into: Any) -> None:
+        """Copy `array[places]` along the first axis into an array of that shape."""
         ...
 
     def join(self, arrays: Sequence[Any], axis: int = 0) -> Any:
@@ -39,6 +43,9 @@ class HostArrays:
 
     def give_out(self, array: Array) -> Array:
         return array
+
+    def take(self, array: Array, places: Ints, into: Array) -> None:
+        array.take(places, axis=0, out=into, mode="clip")  # "raise" would copy once more
 
     def join(self, arrays: Sequence[Array], axis: int = 0) -> Array:
         return np.concatenate(arrays, axis)

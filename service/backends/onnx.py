@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import onnxruntime as ort
@@ -11,6 +12,32 @@ from models.errors import BackendError
 from service.backends.parts import Part, Parts, unchanged
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+class _Threads:
+    """The pool of threads of this process, made when the first session asks for more than one.
+
+    A model has a session per layer: with a pool each, those that wait spin and take the cores from the one that runs.
+    From then on the runtime refuses sessions with threads of their own, and the pool keeps its size.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._is_shared = False
+
+    def choose(self, options: ort.SessionOptions, num_threads: int) -> None:
+        """Let a session have `num_threads`, or those that are shared."""
+        with self._lock:
+            if num_threads > 1 and not self._is_shared:
+                ort.set_global_thread_pool_sizes(num_threads, 1)
+                self._is_shared = True
+            if self._is_shared:
+                options.use_per_session_threads = False
+            else:
+                options.intra_op_num_threads = num_threads
+
+
+_THREADS = _Threads()
 
 
 def open_onnx(directory: Path, form: Form, device: str, num_threads: int) -> Parts:
@@ -34,7 +61,7 @@ def open_session(path: Path, device: str, num_threads: int) -> ort.InferenceSess
     if wanted not in ort.get_available_providers():
         raise _refused(wanted, ort.get_available_providers())
     options = ort.SessionOptions()
-    options.intra_op_num_threads = num_threads
+    _THREADS.choose(options, num_threads)
     options.log_severity_level = 4  # what matters is raised
     try:
         session = ort.InferenceSession(str(path), options, providers=[wanted])

@@ -1,5 +1,6 @@
 """Which backend serves an artifact, imported only when it is needed."""
 
+import os
 from importlib import metadata
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -7,7 +8,7 @@ from typing import Literal, TypeAlias
 from models.artifact import Form, Format, Manifest
 from models.errors import BackendError
 from service.backends.arrays import Arrays, HostArrays
-from service.backends.kv import slot_bytes
+from service.backends.kv import PAGE_SIZE, page_bytes
 from service.backends.parts import LanguageBackend, Parts, TensorBackend
 from service.backends.protocol import Backend
 
@@ -15,6 +16,8 @@ BackendName: TypeAlias = Literal["auto", "onnx", "torchscript", "eager", "fake"]
 Device: TypeAlias = Literal["cpu", "cuda"]
 # In order of preference: the fastest runtime whose files are there.
 _FORMATS: dict[str, Format] = {"onnx": "onnx", "torchscript": "torchscript", "eager": "safetensors"}
+# Weights of a layer from which on several threads compute it sooner than one.
+_LARGE_BYTES = 4 << 20
 
 
 def open_backend(
@@ -23,13 +26,18 @@ def open_backend(
     name: BackendName = "auto",
     device: Device = "cpu",
     num_threads: int = 1,
-    num_slots: int = 0,
+    num_pages: int = 0,
+    page_size: int = PAGE_SIZE,
 ) -> Backend:
-    """Load one artifact. Raises BackendError if it has no such form or the runtime refuses it."""
+    """Load one artifact, with as many threads as suit it where that is 0.
+
+    Raises BackendError if it has no such form or the runtime refuses it.
+    """
     chosen = choose_backend(manifest, name)
-    parts, arrays = _open_parts(manifest, directory, chosen, device, num_threads)
+    threads = num_threads or threads_for(manifest, chosen, len(os.sched_getaffinity(0)))
+    parts, arrays = _open_parts(manifest, directory, chosen, device, threads)
     if manifest.language:
-        return LanguageBackend(parts, manifest.language, num_slots, arrays)
+        return LanguageBackend(parts, manifest.language, arrays, num_pages, page_size)
     return TensorBackend(parts, manifest.inputs, manifest.outputs, arrays)
 
 
@@ -43,6 +51,19 @@ def choose_backend(manifest: Manifest, name: BackendName) -> BackendName:
     raise BackendError(
         f"model {manifest.name!r} has the forms {sorted(manifest.forms)}, none for backend {name!r}; export it again"
     )
+
+
+def threads_for(manifest: Manifest, name: BackendName, num_cores: int) -> int:
+    """All cores if the weights of a layer (of all there is, where there are no layers) are large, one otherwise.
+
+    Below some megabytes the threads cost more to wake than they compute.
+    """
+    form = manifest.forms.get(_FORMATS[name]) if name in _FORMATS else None
+    if form is None:
+        return 1
+    parts = form.layers or tuple(part for part in (form.whole,) if part)
+    num_bytes = sum(manifest.files[part].size_bytes for part in parts)
+    return num_cores if num_bytes >= _LARGE_BYTES * max(manifest.num_layers, 1) else 1
 
 
 def refuse_both_runtimes() -> None:
@@ -62,17 +83,21 @@ def _is_installed(distribution: str) -> bool:
     return True
 
 
-def num_slots_within(manifest: Manifest, max_rows: int, max_bytes: int, max_chain_length: int) -> int:
-    """KV slots for `max_rows` sequences on the full chain, as far as `max_bytes` go. Raises BackendError if too few."""
+def num_pages_within(manifest: Manifest, max_rows: int, max_bytes: int, page_size: int) -> int:
+    """Pages for `max_rows` sequences of full length on the full chain, as far as `max_bytes` go.
+
+    Raises BackendError if they do not go as far as one such sequence.
+    """
     if manifest.language is None:
         return 0
-    affordable = max_bytes // slot_bytes(manifest.language)
-    if affordable < max_chain_length:
+    size = page_bytes(manifest.language, page_size)
+    one = manifest.num_layers * -(-manifest.language.max_length // page_size)
+    if max_bytes < one * size:
         raise BackendError(
-            f"model {manifest.name!r} needs {max_chain_length} KV slots of {slot_bytes(manifest.language)} bytes "
-            f"for its longest chain and {max_bytes} bytes hold {affordable}; raise FATHOM_KV_BYTES"
+            f"model {manifest.name!r} needs {one} pages of {size} bytes for one sequence of full length on the full "
+            f"chain and {max_bytes} bytes hold {max_bytes // size}; raise FATHOM_KV_BYTES"
         )
-    return max(min(affordable, max_rows * manifest.num_layers), max_chain_length)
+    return min(max_bytes // size, max_rows * one)
 
 
 def _open_parts(

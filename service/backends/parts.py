@@ -11,8 +11,8 @@ import numpy as np
 
 from models.artifact import LanguageSpec, TensorSpec
 from service.backends.arrays import Arrays
-from service.backends.kv import KVCache
-from service.backends.protocol import Array, Carry, Ints, Rows
+from service.backends.kv import PAGE_SIZE, KVCache
+from service.backends.protocol import Array, Carry, Ints, Rows, Selection
 
 # Arrays of one runtime in, arrays of the same runtime out.
 Part: TypeAlias = Callable[..., Sequence[Any]]
@@ -38,23 +38,30 @@ class _Pass:
 
 
 class LanguageBackend:
-    """A decoder-only language model with one KV slot per visit."""
+    """A decoder-only language model whose visits keep their keys and values in pages of their own."""
 
-    def __init__(self, parts: Parts, language: LanguageSpec, num_slots: int, arrays: Arrays) -> None:
+    def __init__(
+        self, parts: Parts, language: LanguageSpec, arrays: Arrays, num_pages: int = 0, page_size: int = PAGE_SIZE
+    ) -> None:
         self._parts, self._language, self._arrays = parts, language, arrays
-        self._cache = KVCache(language, num_slots, arrays)
+        self._cache = KVCache(language, num_pages, page_size, arrays)
 
     @property
     def num_layers(self) -> int:
         return len(self._parts.layers)
 
     @property
-    def num_slots(self) -> int:
-        return self._cache.num_slots
+    def num_pages(self) -> int:
+        return self._cache.num_pages
+
+    @property
+    def page_size(self) -> int:
+        return self._cache.page_size
 
     def embed(self, inputs: Mapping[str, Array], rows: Rows | None = None) -> Carry:
         assert rows is not None
-        columns = np.arange(rows.starts.max(), dtype=np.int64)  # [P]
+        num_columns = rows.starts.max() if rows.pages is None else self._cache.num_columns(rows.starts)
+        columns = np.arange(num_columns, dtype=np.int64)  # [P]
         taken = (self._arrays.take_in(array) for array in (inputs["token_ids"], rows.starts, columns))
         hidden, *shared = self._parts.embed(*taken)
         return _Pass(hidden, tuple(shared))
@@ -63,7 +70,7 @@ class LanguageBackend:
         assert rows is not None
         past = self._past(carry, rows)
         hidden, keys, values = self._parts.layers[index](carry.hidden, *carry.shared, *past)
-        if rows.slots is not None:
+        if rows.pages is not None:
             self._cache.write(rows, keys, values)
         return _Pass(hidden, carry.shared, (keys, values) if rows.keep else ())
 
@@ -82,13 +89,12 @@ class LanguageBackend:
         (logits,) = self._parts.head(picked)
         return {"logits": self._arrays.give_out(logits)}
 
-    def select(self, carry: Carry, rows: Sequence[int]) -> Carry:
-        chosen = list(rows)
-        shared, kept = (tuple(array[chosen] for array in arrays) for arrays in (carry.shared, carry.kept))
-        return _Pass(carry.hidden[chosen], shared, kept)
+    def select(self, carry: Carry, rows: Selection) -> Carry:
+        shared, kept = (tuple(array[rows] for array in arrays) for arrays in (carry.shared, carry.kept))
+        return _Pass(carry.hidden[rows], shared, kept)
 
-    def merge(self, carry: Carry, rows: Sequence[int], part: Carry) -> Carry:
-        carry.hidden[list(rows)] = part.hidden
+    def merge(self, carry: Carry, rows: Selection, part: Carry) -> Carry:
+        carry.hidden[rows] = part.hidden
         return carry
 
     def join(self, carries: Sequence[Carry]) -> Carry:
@@ -113,9 +119,8 @@ class LanguageBackend:
 
     def _past(self, carry: Carry, rows: Rows) -> tuple[Any, Any]:
         mask = carry.shared[2]
-        if rows.slots is not None:
-            self._cache.clear(rows.slots[rows.starts == 0])
-            return self._cache.read(rows.slots, mask.shape[3] - mask.shape[2])
+        if rows.pages is not None:
+            return self._cache.read(rows, mask.shape[3] - mask.shape[2])
         if not rows.past:
             return self._nothing(len(rows.starts))
         read = [[array[:, :, : past.length] for array in past.carry.kept] for past in rows.past]
@@ -130,7 +135,8 @@ class LanguageBackend:
 class TensorBackend:
     """A model of tensors: a stack of layers without positions or cache, or a whole graph with no layers at all."""
 
-    num_slots = 0
+    num_pages = 0
+    page_size = PAGE_SIZE
 
     def __init__(
         self, parts: Parts, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], arrays: Arrays
@@ -152,13 +158,12 @@ class TensorBackend:
         outputs = self._parts.head(*carry)
         return {name: self._arrays.give_out(array) for name, array in zip(self._outputs, outputs, strict=True)}
 
-    def select(self, carry: Carry, rows: Sequence[int]) -> Carry:
-        chosen = list(rows)
-        return tuple(array[chosen] for array in carry)
+    def select(self, carry: Carry, rows: Selection) -> Carry:
+        return tuple(array[rows] for array in carry)
 
-    def merge(self, carry: Carry, rows: Sequence[int], part: Carry) -> Carry:
+    def merge(self, carry: Carry, rows: Selection, part: Carry) -> Carry:
         for array, update in zip(carry, part, strict=True):
-            array[list(rows)] = update
+            array[rows] = update
         return carry
 
     def join(self, carries: Sequence[Carry]) -> Carry:

@@ -12,6 +12,9 @@ Array: TypeAlias = NDArray[Any]
 # What one visit hands the next. Only the backend that made it looks inside.
 Carry: TypeAlias = Any
 
+# Rows of a carry: their places, or a run of them, which some backends need not copy.
+Selection: TypeAlias = Ints | slice
+
 
 @dataclass(frozen=True, slots=True)
 class Past:
@@ -29,13 +32,14 @@ class Rows:
     """Where the new tokens of a pass lie in their sequences, and where one visit finds and leaves keys and values.
 
     starts [B]: tokens of each sequence already read. lengths [B]: new tokens that are no padding.
-    slots [B]: KV slot of this visit of each row. Without slots: `past`, in the order of the tokens, holds all earlier
-    ones, as many for each row; and with `keep` the carry keeps keys and values of the new ones.
+    pages [B, N]: the pages of this visit of each row, from its first token on; -1 where a row has none, or where others
+    read the page and what the pass finds out is not to be stored. Without pages: `past`, in the order of the tokens,
+    holds all earlier ones, as many for each row; and with `keep` the carry keeps keys and values of the new ones.
     """
 
     starts: Ints
     lengths: Ints
-    slots: Ints | None = None
+    pages: Ints | None = None
     past: Sequence[Past] = ()
     keep: bool = False
 
@@ -50,27 +54,35 @@ class Backend(Protocol):
     def num_layers(self) -> int: ...
 
     @property
-    def num_slots(self) -> int:
-        """KV slots there is memory for; 0 where nothing is cached."""
+    def num_pages(self) -> int:
+        """Pages of keys and values there is memory for; 0 where nothing is cached."""
+        ...
+
+    @property
+    def page_size(self) -> int:
+        """Tokens of one page."""
         ...
 
     def embed(self, inputs: Mapping[str, Array], rows: Rows | None = None) -> Carry:
-        """Start a pass. Language models take `token_ids` [B, S] int64, padded on the right, and need `rows`."""
+        """Start a pass. Language models take `token_ids` [B, S] int64, padded on the right, and need `rows`.
+
+        Every visit of the pass finds its earlier tokens in pages if `rows` has any, whichever they are.
+        """
         ...
 
     def layer(self, index: int, carry: Carry, rows: Rows | None = None) -> Carry:
-        """One visit of layer `index` by every row of `carry`; it sees the tokens in the rows' slots or past, too."""
+        """One visit of layer `index` by every row of `carry`; it sees the tokens in the rows' pages or past, too."""
         ...
 
     def head(self, carry: Carry, tokens: Ints | None = None) -> dict[str, Array]:
         """Outputs by name; of a language model `logits` [B, T, V] float32 at the new tokens `tokens` [B, T]."""
         ...
 
-    def select(self, carry: Carry, rows: Sequence[int]) -> Carry:
-        """The given rows of a carry, as a carry of their own."""
+    def select(self, carry: Carry, rows: Selection) -> Carry:
+        """The given rows of a carry, as a carry that may share its memory: merge it or forget it before changes."""
         ...
 
-    def merge(self, carry: Carry, rows: Sequence[int], part: Carry) -> Carry:
+    def merge(self, carry: Carry, rows: Selection, part: Carry) -> Carry:
         """The carry with the given rows replaced by those of `part`; may change `carry` in place."""
         ...
 

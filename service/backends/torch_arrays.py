@@ -8,7 +8,7 @@ from torch import Tensor
 
 from models.errors import BackendError
 from service.backends.parts import Part
-from service.backends.protocol import Array
+from service.backends.protocol import Array, Ints
 
 
 class TorchArrays:
@@ -25,6 +25,9 @@ class TorchArrays:
 
     def give_out(self, array: Tensor) -> Array:
         return array.cpu().numpy()
+
+    def take(self, array: Tensor, places: Ints, into: Tensor) -> None:
+        torch.index_select(array, 0, self.take_in(places), out=into)
 
     def join(self, arrays: Sequence[Tensor], axis: int = 0) -> Tensor:
         return torch.cat(tuple(arrays), axis)

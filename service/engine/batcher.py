@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 from models.errors import UnavailableError
 from service.backends.protocol import Array, Backend
+from service.engine.admission import WINDOW
 from service.engine.background import Background
 from service.engine.executor import Executor, LayerCounter
-from service.engine.generate import Generator, take_token
+from service.engine.generate import Generator
 from service.engine.one_pass import OnePass, ours, run_isolated
 from service.engine.queue import Limits, Queue, QueueLimits
 from service.engine.shared_runner import SharedRunner
@@ -37,7 +38,8 @@ class Batcher:
         executor = Executor(backend, counter)
         self._one_pass = OnePass(executor)
         self._background = Background(SharedRunner(backend, counter))
-        self._generator = Generator(executor, backend.num_slots, limits)
+        self._generator = Generator(executor, backend.num_pages, backend.page_size, limits)
+        self._sequences = self._generator.sequences
         self._queue = Queue(queue_limits)
         self._changed = threading.Condition()
         self._device = threading.Lock()
@@ -66,17 +68,22 @@ class Batcher:
 
     @property
     def num_running(self) -> int:
-        return len(self._generator.running)
+        return len(self._sequences)
 
     @property
-    def num_slots_used(self) -> int:
-        return self._generator.slots.num_used
+    def num_pages_used(self) -> int:
+        return self._sequences.tables.pages.num_used
+
+    @property
+    def num_pages_cached(self) -> int:
+        return self._sequences.tables.pages.num_cached
 
     def submit(self, works: Sequence[Work]) -> None:
         """Queue the samples of one request, all or none. Raises OverloadError, LengthError, UnavailableError."""
         with self._changed:
             if self._is_closing:
                 raise UnavailableError("the model is being unloaded; send the request again in a moment")
+            self._sequences.refuse_oversized(works)
             self._queue.put(works)
             self._summon()
 
@@ -139,15 +146,13 @@ class Batcher:
             return self._has_work()
 
     def _has_work(self) -> bool:
-        return bool(len(self._queue) or self._generator.running or len(self._background))
+        return bool(len(self._queue) or len(self._sequences) or len(self._background))
 
     def _turn(self) -> None:
         self._release_abandoned()
         with self._changed:
             self._taken = self._queue.take(self._limits)
-            while (work := self._queue.next_prompt()) and self._generator.admit(work):
-                self._queue.take_prompt(work)
-                _start([work])
+            self._admit()
             if not len(self._background):
                 self._begin_search()
             overdue = self._queue.take_overdue()
@@ -157,6 +162,15 @@ class Batcher:
             self._step(works)
         self._advance_search()
 
+    def _admit(self) -> None:
+        self._sequences.resume()
+        while self._sequences.has_room:
+            admitted = self._sequences.admit_from(self._queue.next_prompts(WINDOW))
+            if admitted is None:
+                return
+            self._queue.take_prompt(admitted)
+            _start([admitted])
+
     def _begin_search(self) -> None:
         works = self._queue.take_search(self._limits)
         _start(works)
@@ -165,39 +179,38 @@ class Batcher:
     def _advance_search(self) -> None:
         while len(self._background):
             _answer([(work, ours(result)) for work, result in self._background.advance()])
-            if self._generator.running or self._queue.is_urgent:
+            if len(self._sequences) or self._queue.is_urgent:
                 return
 
     def _step(self, works: list[GenerateWork]) -> None:
         rows = run_isolated(self._generator.logits, works)
-        ends = [_end_of(work, logits) for work, logits in zip(works, rows, strict=True)]
+        ends = [self._end_of(work, logits) for work, logits in zip(works, rows, strict=True)]
         ended = [(work, end) for work, end in zip(works, ends, strict=True) if end is not None]
         for work, _ in ended:
-            self._generator.release(work)
+            self._sequences.release(work)
         _answer(ended)
 
+    def _end_of(self, work: GenerateWork, logits: Array | Exception | None) -> object | None:
+        if logits is None or isinstance(logits, Exception):
+            return logits
+        try:
+            return self._generator.take_token(work, logits)
+        except Exception as error:
+            return ours(error)
+
     def _release_abandoned(self) -> None:
-        for work in [work for work in self._generator.running if work.future.done()]:
-            self._generator.release(work)
+        for work in [work for work in self._sequences if work.future.done()]:
+            self._sequences.release(work)
         self._background.drop_abandoned()
 
     def _give_up(self, error: Exception) -> None:
         """Answer everything in hand with the error: nothing that was accepted may be forgotten."""
-        failed = [*self._taken, *self._generator.running, *self._background.works]
+        failed = [*self._taken, *self._sequences, *self._background.works]
         self._taken = []
         self._background.clear()
-        for work in list(self._generator.running):
-            self._generator.release(work)
+        for work in list(self._sequences):
+            self._sequences.release(work)
         _answer([(work, ours(error)) for work in failed])
-
-
-def _end_of(work: GenerateWork, logits: Array | Exception) -> object | None:
-    if isinstance(logits, Exception):
-        return logits
-    try:
-        return take_token(work, logits)
-    except Exception as error:
-        return ours(error)
 
 
 def _too_late(works: Sequence[Work]) -> list[tuple[Work, object]]:

@@ -59,7 +59,7 @@ class Engine:
         self._is_patient = False
         self._cache = ResponseCache(limits.response_cache_bytes) if limits.response_cache_bytes else None
         self._degrade = Degrade(len(limits.ladder.chains)) if limits.ladder else None
-        metrics.watch(self._batcher, backend.num_slots)
+        metrics.watch(self._batcher, backend.num_pages)
         if limits.ladder:
             metrics.watch_degrade(self._degrade_step)
         if (cache := self._cache) is not None:

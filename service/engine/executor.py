@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
 
 from models.chain import Chain
-from service.backends.protocol import Array, Backend, Carry, Ints, Rows
+from service.backends.protocol import Array, Backend, Carry, Ints, Rows, Selection
 from service.engine.plan import Group, plan
 
 
@@ -23,8 +24,9 @@ class LayerCounter(Protocol):
 class Batch:
     """Rows of one pass.
 
-    inputs: arrays with B rows each. chains [B]. For language models also starts [B], lengths [B], the tokens [B, T]
-    whose logits are wanted, and the KV slot of every visit, slots [B, longest chain], or None to cache nothing.
+    inputs: arrays with B rows each. chains [B]; rows of equal chains are best side by side. For language models also
+    starts [B], lengths [B], the tokens [B, T] whose logits are wanted, and the pages of every visit, pages
+    [B, longest chain, N], or None to cache nothing.
     """
 
     inputs: Mapping[str, Array]
@@ -32,7 +34,17 @@ class Batch:
     starts: Ints | None = None
     lengths: Ints | None = None
     tokens: Ints | None = None
-    slots: Ints | None = None
+    pages: Ints | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One group of a plan, ready to index arrays with; rows None are all of them."""
+
+    layer: int
+    rows: Selection | None
+    visits: Ints | int
+    num_rows: int
 
 
 class Executor:
@@ -50,29 +62,51 @@ class Executor:
         return self._backend.stream(self._walk(batch))
 
     def _walk(self, batch: Batch) -> Carry:
-        carry = self._backend.embed(batch.inputs, _rows(batch))
-        for group in plan(batch.chains) if self._backend.num_layers else ():
-            carry = self._visit(group, carry, batch)
+        carry = self._backend.embed(batch.inputs, _rows(batch, 0, None))
+        for call in _calls(batch.chains) if self._backend.num_layers else ():
+            carry = self._visit(call, carry, batch)
         return carry
 
-    def _visit(self, group: Group, carry: Carry, batch: Batch) -> Carry:
-        rows = _rows(batch, group)
-        tokens = len(group.rows) if rows is None else int(rows.lengths.sum())
-        self._counter.count_layer_call(group.layer, len(group.rows), tokens)
-        if len(group.rows) == len(batch.chains):
-            return self._backend.layer(group.layer, carry, rows)
-        part = self._backend.select(carry, group.rows)
-        return self._backend.merge(carry, group.rows, self._backend.layer(group.layer, part, rows))
+    def _visit(self, call: _Call, carry: Carry, batch: Batch) -> Carry:
+        rows = _rows(batch, call.visits, call.rows)
+        tokens = call.num_rows if rows is None else int(rows.lengths.sum())
+        self._counter.count_layer_call(call.layer, call.num_rows, tokens)
+        if call.rows is None:
+            return self._backend.layer(call.layer, carry, rows)
+        part = self._backend.select(carry, call.rows)
+        return self._backend.merge(carry, call.rows, self._backend.layer(call.layer, part, rows))
 
 
-def _rows(batch: Batch, group: Group | None = None) -> Rows | None:
+@lru_cache(maxsize=1024)
+def _calls(chains: tuple[Chain, ...]) -> tuple[_Call, ...]:
+    return tuple(_call(group, len(chains)) for group in plan(chains))
+
+
+def _call(group: Group, num_rows: int) -> _Call:
+    first, count = group.rows[0], len(group.rows)
+    visits = group.visits[0] if len(set(group.visits)) == 1 else np.asarray(group.visits)
+    if count == num_rows:
+        return _Call(group.layer, None, visits, count)
+    is_run = group.rows == tuple(range(first, first + count))
+    return _Call(group.layer, slice(first, first + count) if is_run else np.asarray(group.rows), visits, count)
+
+
+def _rows(batch: Batch, visits: Ints | int, rows: Selection | None) -> Rows | None:
     if batch.starts is None or batch.lengths is None:
         return None
-    if group is None:
-        return Rows(batch.starts, batch.lengths)
-    chosen = np.asarray(group.rows)
-    slots = None if batch.slots is None else batch.slots[chosen, np.asarray(group.visits)]
-    return Rows(batch.starts[chosen], batch.lengths[chosen], slots)
+    pages = None
+    if batch.pages is not None:
+        every = slice(None) if rows is None else rows
+        pages = batch.pages[every, visits] if isinstance(visits, int) else _pages_of(batch.pages, every, visits)
+    if rows is None:
+        return Rows(batch.starts, batch.lengths, pages)
+    return Rows(batch.starts[rows], batch.lengths[rows], pages)
+
+
+def _pages_of(pages: Ints, rows: Selection, visits: Ints) -> Ints:
+    """Pages [B, N] of rows at different visits; a run and a list of visits would index the two axes apart."""
+    found: Ints = pages[rows][np.arange(len(visits)), visits]
+    return found
 
 
 def pad(token_ids: Sequence[Sequence[int]]) -> tuple[Ints, Ints]:

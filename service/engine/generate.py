@@ -1,67 +1,61 @@
-"""Continuous generation: each step prefills newcomers and decodes everyone else, each row along its own chain."""
+"""The passes of continuous generation: newcomers read, everyone else decodes, each row along its own chain."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from service.backends.protocol import Array
+from service.backends.protocol import Array, Ints
+from service.engine.admission import Admission
 from service.engine.executor import Batch, Executor, pad
 from service.engine.forward import overflow
 from service.engine.queue import Limits
 from service.engine.sampling import choose
-from service.engine.slots import Slots
+from service.engine.sequences import Sequences
+from service.engine.tables import Tables
 from service.engine.work import Generated, GenerateWork
 
 
 class Generator:
-    """The sequences that are being generated, and their KV slots."""
+    """The sequences of one backend, and the passes that bring them on."""
 
-    def __init__(self, executor: Executor, num_slots: int, limits: Limits) -> None:
-        self._executor, self._limits = executor, limits
-        self.slots = Slots(num_slots)
-        self.running: list[GenerateWork] = []
-
-    def admit(self, work: GenerateWork) -> bool:
-        """Start a sequence if a row and its KV slots are free."""
-        slots = self.slots.take(len(work.chain)) if len(self.running) < self._limits.max_rows else None
-        if slots is None:
-            return False
-        work.slots = slots
-        self.running.append(work)
-        return True
-
-    def release(self, work: GenerateWork) -> None:
-        """Let a sequence go, finished or not, and free its slots."""
-        self.running.remove(work)
-        self.slots.give_back(work.slots)
+    def __init__(self, executor: Executor, num_pages: int, page_size: int, limits: Limits) -> None:
+        self._executor = executor
+        self.sequences = Sequences(Tables(num_pages, page_size), limits, Admission())
 
     def next_batches(self) -> list[list[GenerateWork]]:
-        """The batches of one step: newcomers to prefill, as many as fit, and everyone who decodes."""
-        newcomers = self._within_tokens([work for work in self.running if not work.choices])
-        decoding = [work for work in self.running if work.choices]
-        return [works for works in (newcomers, decoding) if works]
+        """The batches of one step: some who read, and everyone who decodes."""
+        decoding = self.sequences.next_decodes()
+        return [works for works in (*self.sequences.next_prefills(), decoding) if works]
 
-    def logits(self, works: Sequence[GenerateWork]) -> list[Array]:
-        """Next-token logits [V] of each sequence; its new tokens are in the cache afterwards."""
-        token_ids, lengths = pad([work.newest for work in works])
-        starts = np.asarray([work.num_cached for work in works], dtype=np.int64)
-        slots, _ = pad([work.slots for work in works])
+    def logits(self, works: Sequence[GenerateWork]) -> list[Array | None]:
+        """Next-token logits [V] of each sequence, None where more is left to be read. What failed can be repeated."""
+        counts = [self.sequences.num_next(work) for work in works]
+        read = [work.tokens[work.num_read : work.num_read + count] for work, count in zip(works, counts, strict=True)]
+        token_ids, lengths = pad(read)
+        starts = np.asarray([work.num_read for work in works], dtype=np.int64)
         chains = tuple(work.chain for work in works)
-        batch = Batch({"token_ids": token_ids}, chains, starts, lengths, lengths[:, None] - 1, slots)
-        return list(self._executor.run(batch)["logits"][:, 0])
+        pages = self._pages(works, int((starts + lengths).max()))
+        batch = Batch({"token_ids": token_ids}, chains, starts, lengths, lengths[:, None] - 1, pages)
+        rows = list(self._executor.run(batch)["logits"][:, 0])
+        if len(rows) == len(works):
+            for work, count in zip(works, counts, strict=True):
+                work.read(count)
+        return [None if work.num_left else row for work, row in zip(works, rows, strict=True)]
 
-    def _within_tokens(self, works: list[GenerateWork]) -> list[GenerateWork]:
-        longest = 0
-        for count, work in enumerate(works):
-            longest = max(longest, len(work.prompt))
-            if count and longest * (count + 1) > self._limits.max_tokens:
-                return works[:count]
-        return works
+    def take_token(self, work: GenerateWork, logits: Array) -> Generated | None:
+        """Add the next token of one sequence; its answer if that was the last. Raises ChainError on overflow."""
+        if not np.isfinite(logits).all():
+            raise overflow(work.chain)
+        self.sequences.publish(work)
+        reason = work.add(choose(logits, work.sampling, work.generator))
+        return None if reason is None else work.answer(reason)
 
-
-def take_token(work: GenerateWork, logits: Array) -> Generated | None:
-    """Add the next token of one sequence; its answer if that was the last. Raises ChainError on overflow."""
-    if not np.isfinite(logits).all():
-        raise overflow(work.chain)
-    reason = work.add(choose(logits, work.sampling, work.generator))
-    return None if reason is None else work.answer(reason)
+    def _pages(self, works: Sequence[GenerateWork], num_tokens: int) -> Ints:
+        size = self.sequences.tables.page_size
+        count = self.sequences.tables.columns(num_tokens)
+        pages = np.full((len(works), max(len(work.chain) for work in works), count), -1, np.int64)
+        for row, work in enumerate(works):
+            assert work.table
+            found = work.table.writable(work.num_read // size, count)
+            pages[row, : found.shape[0], : found.shape[1]] = found
+        return pages

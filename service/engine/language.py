@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 class Completion:
     """The continuation of one prompt, and what it cost.
 
-    layers_executed counts visits times passes; layer_evaluations counts visits times tokens.
+    layers_executed counts visits times passes; layer_evaluations counts visits times tokens, without the
+    num_cached_tokens of the prompt whose keys and values were found.
     """
 
     text: str
@@ -45,6 +46,7 @@ class Completion:
     layers_full: int
     layer_evaluations: int
     num_prompt_tokens: int
+    num_cached_tokens: int
     timing: Timing
 
     @property
@@ -200,7 +202,6 @@ class LanguageEngine(Engine):
 
     def _completion(self, work: GenerateWork, answer: Generated) -> Completion:
         is_run = not answer.timing.is_cached
-        tokens = len(work.prompt) + answer.num_passes - 1
         if is_run:
             self.metrics.observe_samples([work.chain], [answer.num_passes], self.num_layers, answer.timing)
             self.metrics.observe_generation(len(work.prompt), answer)
@@ -212,8 +213,9 @@ class LanguageEngine(Engine):
             chain=work.chain,
             layers_executed=len(work.chain) * answer.num_passes * is_run,
             layers_full=self.num_layers * answer.num_passes,
-            layer_evaluations=len(work.chain) * tokens * is_run,
+            layer_evaluations=len(work.chain) * answer.num_evaluated * is_run,
             num_prompt_tokens=len(work.prompt),
+            num_cached_tokens=answer.num_cached * is_run,
             timing=answer.timing,
         )
 

@@ -28,16 +28,30 @@ _Rule: TypeAlias = Callable[[dict[int, list[int]], Sequence[Chain], Sequence[int
 
 @lru_cache(maxsize=4096)
 def plan(chains: tuple[Chain, ...]) -> Plan:
-    """The shortest plan the rules find: every row makes every visit of its chain exactly once, in order."""
-    if len(set(chains)) <= 1:
-        return _in_step(chains)
+    """The shortest plan the rules find: every row makes every visit of its chain exactly once, in order.
+
+    Rows of equal chains go together, so that the work of finding it depends on the distinct chains alone.
+    """
+    rows: dict[Chain, list[int]] = {}
+    for row, chain in enumerate(chains):
+        rows.setdefault(chain, []).append(row)
+    distinct = tuple(sorted(rows))
+    return tuple(_spread(group, [rows[chain] for chain in distinct]) for group in _plan(distinct))
+
+
+@lru_cache(maxsize=4096)
+def _plan(chains: tuple[Chain, ...]) -> Plan:
+    """The plan of distinct chains, a row each, however many rows take them and in whatever order."""
+    if len(chains) == 1:
+        return tuple(Group(layer, (0,), (visit,)) for visit, layer in enumerate(chains[0].layers))
     return min((_follow(rule, chains) for rule in (_lowest_layer, _most_rows, _most_left)), key=len)
 
 
-def _in_step(chains: tuple[Chain, ...]) -> Plan:
-    rows = tuple(range(len(chains)))
-    layers = chains[0].layers if chains else ()
-    return tuple(Group(layer, rows, (visit,) * len(rows)) for visit, layer in enumerate(layers))
+def _spread(group: Group, rows: Sequence[Sequence[int]]) -> Group:
+    """A group of distinct chains as one of the rows that take them, in ascending order."""
+    visits = {row: visit for one, visit in zip(group.rows, group.visits, strict=True) for row in rows[one]}
+    places = tuple(sorted(visits))
+    return Group(group.layer, places, tuple(visits[row] for row in places))
 
 
 def _follow(rule: _Rule, chains: Sequence[Chain]) -> Plan:

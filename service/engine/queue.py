@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice, takewhile
 from typing import TypeVar
 
 from models.errors import LengthError, OverloadError
@@ -29,10 +30,11 @@ class QueueLimits:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of one batch: rows, and tokens (padding included)."""
+    """Bounds of one batch: rows, and tokens (padding included); and of one read of prompts while others decode."""
 
     max_rows: int
     max_tokens: int
+    max_prefill_tokens: int = 512
 
 
 class Queue:
@@ -97,9 +99,14 @@ class Queue:
         """One batch of search work."""
         return self._take_from(self._search, limits)
 
-    def next_prompt(self) -> GenerateWork | None:
-        """The prompt whose turn it is, which stays; those that are over make way."""
-        return self._first(self.prompts, self._clock())
+    def next_prompts(self, count: int) -> list[GenerateWork]:
+        """The first prompts of the priority whose turn it is; they stay. Those that are over make way."""
+        now = self._clock()
+        first = self._first(self.prompts, now)
+        if first is None:
+            return []
+        equals = takewhile(lambda work: work.terms.priority == first.terms.priority, self.prompts)
+        return list(islice((work for work in equals if work.terms.deadline > now and not work.future.done()), count))
 
     def take_prompt(self, work: GenerateWork) -> None:
         """Let one of `prompts` go, usually but not always the first."""

@@ -39,7 +39,9 @@ def choose(logits: NDArray[np.float32], sampling: Sampling, generator: np.random
     """Choose the next token of one sequence from logits [V]."""
     logprobs = log_softmax(logits)
     token_id = int(logits.argmax()) if sampling.temperature == 0 else _draw(logits, sampling, generator)
-    return Choice(token_id, float(logprobs[token_id]), most_likely(logprobs, sampling.logprobs or 0))
+    if not sampling.logprobs:  # sorting a large vocabulary takes longer than a layer
+        return Choice(token_id, float(logprobs[token_id]))
+    return Choice(token_id, float(logprobs[token_id]), most_likely(logprobs, sampling.logprobs))
 
 
 def most_likely(logprobs: NDArray[np.float64], count: int) -> tuple[tuple[int, float], ...]:

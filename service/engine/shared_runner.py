@@ -121,7 +121,7 @@ class _SharedBatch:
         self.counter.count_layer_call(group.layer, len(group.nodes), tokens)
         after = self.backend.layer(group.layer, carry, self._rows(group.nodes))
         for row, node in enumerate(group.nodes):
-            one = self.backend.select(after, (row,))
+            one = self.backend.select(after, np.asarray([row]))
             self.held[node] = one
             self.unpaid.add(node)
             self.samples[node.sample].remember(node.prefix, one, self.backend.num_bytes(one))

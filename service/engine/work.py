@@ -12,6 +12,7 @@ from models.chain import Chain
 from models.errors import DeadlineError
 from service.backends.protocol import Array
 from service.engine.sampling import Choice, Sampling
+from service.engine.tables import Table
 from service.engine.terms import Terms, current_terms
 
 FinishReason: TypeAlias = Literal["stop", "length"]
@@ -53,11 +54,18 @@ class Embedded:
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """One continued prompt; `num_passes` counts how often its chain was walked."""
+    """One continued prompt.
+
+    num_passes: how often its chain was walked; num_evaluated: tokens that walked it; num_cached: prompt tokens that did
+    not because their pages were found; num_preemptions: how often it made room and was read again.
+    """
 
     choices: tuple[Choice, ...]
     finish_reason: FinishReason
     num_passes: int
+    num_evaluated: int
+    num_cached: int
+    num_preemptions: int
     first_token_s: float
     timing: Timing
 
@@ -143,11 +151,20 @@ class GenerateWork(Work):
     text_of: Callable[[tuple[int, ...]], str]
     on_choice: Callable[[Choice], None] | None = None
     choices: list[Choice] = field(default_factory=list)
-    slots: tuple[int, ...] = ()
+    table: Table | None = None
+    place: int = 0  # in the order of admission
+    num_read: int = 0
+    num_overtaken: int = 0
+    num_passes: int = 0
+    num_evaluated: int = 0
+    num_cached: int = 0
+    num_preemptions: int = 0
     first_token_at: float = 0.0
+    tokens: list[int] = field(init=False)  # prompt and answer
     generator: np.random.Generator = field(init=False)
 
     def __post_init__(self) -> None:
+        self.tokens = list(self.prompt)
         self.generator = np.random.Generator(np.random.Philox(self.sampling.seed))
 
     @property
@@ -155,19 +172,31 @@ class GenerateWork(Work):
         return len(self.prompt)
 
     @property
-    def newest(self) -> tuple[int, ...]:
-        """Tokens the next pass takes in: the prompt first, then one by one."""
-        return (self.choices[-1].token_id,) if self.choices else self.prompt
+    def num_left(self) -> int:
+        """Tokens to be read before the next one is known."""
+        return len(self.tokens) - self.num_read
 
     @property
-    def num_cached(self) -> int:
-        """Tokens whose keys and values are in the slots: all but the newest."""
-        return len(self.prompt) + len(self.choices) - 1 if self.choices else 0
+    def is_decoding(self) -> bool:
+        """Whether only its newest token is left to be read."""
+        return bool(self.choices) and self.num_left == 1
+
+    @property
+    def max_read(self) -> int:
+        """Tokens whose keys and values it may come to keep: the last one is not read."""
+        return max(min(len(self.prompt) + self.sampling.max_new_tokens, self.max_tokens) - 1, len(self.prompt))
+
+    def read(self, count: int) -> None:
+        """Note one pass over the next `count` tokens."""
+        self.num_read += count
+        self.num_passes += 1
+        self.num_evaluated += count
 
     def add(self, choice: Choice) -> FinishReason | None:
         """Take the next token; says why the sequence ends, or None if it goes on."""
         self.first_token_at = self.first_token_at or time.perf_counter()
         self.choices.append(choice)
+        self.tokens.append(choice.token_id)
         if self.on_choice:
             self.on_choice(choice)
         if choice.token_id in self.eos_token_ids or self._stops():
@@ -178,7 +207,16 @@ class GenerateWork(Work):
     def answer(self, finish_reason: FinishReason) -> Generated:
         """The finished sequence."""
         waited = self.first_token_at - self.submitted_at
-        return Generated(tuple(self.choices), finish_reason, len(self.choices), waited, self.timing())
+        return Generated(
+            choices=tuple(self.choices),
+            finish_reason=finish_reason,
+            num_passes=self.num_passes,
+            num_evaluated=self.num_evaluated,
+            num_cached=self.num_cached,
+            num_preemptions=self.num_preemptions,
+            first_token_s=waited,
+            timing=self.timing(),
+        )
 
     def _stops(self) -> bool:
         if not self.sampling.stop:

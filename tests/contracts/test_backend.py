@@ -27,7 +27,7 @@ from service.backends.fake import open_fake
 from service.backends.onnx import open_onnx, open_session
 from service.backends.open import BackendName, open_backend
 from service.backends.parts import LanguageBackend, Part, Parts, TensorBackend
-from service.backends.protocol import Array, Backend, Rows
+from service.backends.protocol import Array, Backend, Ints, Rows
 from service.backends.torch_arrays import TorchArrays
 from service.backends.torchscript import open_torchscript
 from service.engine.executor import Batch, Executor, pad
@@ -38,6 +38,10 @@ from service.engine.work import Embedded, EmbedWork
 CPU = torch.device("cpu")
 BACKENDS: tuple[BackendName, ...] = ("onnx", "torchscript", "eager", "fake")
 RUNTIMES = BACKENDS[:3]
+# Small, so that few tokens fill several.
+PAGE_SIZE = 4
+# Visits by pages, -1 where there is none.
+PageTable = Sequence[Sequence[int]]
 # Largest difference of logits to the reference: float32 sums in another order; whole numbers are exact.
 TOLERANCE = {"onnx": 5e-5, "torchscript": 5e-5, "eager": 5e-5, "fake": 0.0}
 # Chains whose outputs all differ by more than this, so that a mistaken chain is never within the tolerance.
@@ -91,9 +95,11 @@ class Opened:
     def arrays(self) -> Arrays:
         return HostArrays() if self.name in ("onnx", "fake") else TorchArrays(CPU)
 
-    def language(self, num_slots: int = 0, arrays: Arrays | None = None, parts: Parts | None = None) -> LanguageBackend:
+    def language(self, num_pages: int = 0, arrays: Arrays | None = None, parts: Parts | None = None) -> LanguageBackend:
         assert self.manifest.language is not None
-        return LanguageBackend(parts or self.parts, self.manifest.language, num_slots, arrays or self.arrays())
+        return LanguageBackend(
+            parts or self.parts, self.manifest.language, arrays or self.arrays(), num_pages, PAGE_SIZE
+        )
 
     def tensor(self, parts: Parts | None = None) -> TensorBackend:
         return TensorBackend(parts or self.parts, self.manifest.inputs, self.manifest.outputs, self.arrays())
@@ -178,20 +184,35 @@ def step(
     sequences: Sequence[Sequence[int]],
     num_cached: Sequence[int],
     chains: Sequence[Chain],
-    slots: Sequence[Sequence[int]],
+    tables: Sequence[PageTable],
 ) -> Array:
-    """Last logits [B, V] of sequences of which the first tokens are in their slots; the rest is put there."""
+    """Last logits [B, V] of sequences of which the first tokens are in their pages; the rest is put there."""
     token_ids, lengths = pad([ids[cached:] for ids, cached in zip(sequences, num_cached, strict=True)])
     starts = np.asarray(num_cached, dtype=np.int64)
-    batch = Batch({"token_ids": token_ids}, tuple(chains), starts, lengths, lengths[:, None] - 1, pad(slots)[0])
+    batch = Batch({"token_ids": token_ids}, tuple(chains), starts, lengths, lengths[:, None] - 1, stacked(tables))
     return run(backend, batch)[:, 0]
 
 
-def scattered_slots(chains: Sequence[Chain], seed: int = 0) -> list[tuple[int, ...]]:
-    """Slots for every visit of every chain, in no order."""
-    numbers = list(range(sum(map(len, chains))))
+def stacked(tables: Sequence[PageTable]) -> Ints:
+    """Pages [B, longest chain, N], -1 where there is none."""
+    columns = max(len(pages) for table in tables for pages in table)
+    made = np.full((len(tables), max(map(len, tables)), columns), -1, np.int64)
+    for row, table in enumerate(tables):
+        for visit, pages in enumerate(table):
+            made[row, visit, : len(pages)] = pages
+    return made
+
+
+# Columns of the longest sequence of these tests.
+NUM_COLUMNS = 6
+NUM_PAGES = NUM_COLUMNS * sum(map(len, MIXED))
+
+
+def scattered_pages(chains: Sequence[Chain], seed: int = 0) -> list[PageTable]:
+    """Pages for every visit of every chain, in no order."""
+    numbers = list(range(NUM_COLUMNS * sum(map(len, chains))))
     Random(seed).shuffle(numbers)
-    return [tuple(numbers.pop() for _ in chain.layers) for chain in chains]
+    return [[[numbers.pop() for _ in range(NUM_COLUMNS)] for _ in chain.layers] for chain in chains]
 
 
 def difference(a: Array, b: Array) -> float:
@@ -241,14 +262,15 @@ def test_full_chain_of_a_language_model_is_its_whole_graph(name: BackendName, ti
     token_ids, starts = np.asarray([PROMPTS[2], PROMPTS[2][::-1]]), np.zeros(2, np.int64)
     nothing = np.zeros((3, 2, 2, 0, 8), np.float32)
     logits, keys, values = whole(token_ids, starts, nothing, nothing)
-    backend, slots = opened.language(num_slots=6), [(4, 0, 3), (1, 5, 2)]
+    backend, tables = opened.language(NUM_PAGES), scattered_pages((FULL, FULL))
     for _ in range(2):  # TorchScript optimises after it has seen inputs
         assert difference(run(backend, text_batch(token_ids.tolist(), (FULL, FULL))), logits) == 0.0
     # A step further, rows unevenly cached.
     sequences = [[*PROMPTS[2], 3], [*PROMPTS[2][::-1][:4], 8]]
-    step(backend, [ids[:-1] for ids in sequences], (0, 0), (FULL, FULL), slots)
-    decoded, _, _ = whole(np.asarray([[3], [8]]), np.asarray([9, 4]), keys, values)
-    assert difference(step(backend, sequences, (9, 4), (FULL, FULL), slots), decoded[:, 0]) == 0.0
+    step(backend, [ids[:-1] for ids in sequences], (0, 0), (FULL, FULL), tables)
+    past = [np.pad(array, [(0, 0)] * 3 + [(0, 3), (0, 0)]) for array in (keys, values)]  # 9 tokens in whole pages: 12
+    decoded, _, _ = whole(np.asarray([[3], [8]]), np.asarray([9, 4]), *past)
+    assert difference(step(backend, sequences, (9, 4), (FULL, FULL), tables), decoded[:, 0]) == 0.0
 
 
 @pytest.mark.parametrize("name", ["onnx", "torchscript"])
@@ -399,7 +421,7 @@ def assert_rows_travel(backend: Backend, carry: Any, rows: Rows | None) -> None:
     """Rows selected, joined in another order and run are the rows of the batch; the carries they came from stay."""
     count = 4
     order = (2, 0, 3, 1)
-    singles = [backend.select(carry, (row,)) for row in order]
+    singles = [backend.select(carry, np.asarray([row])) for row in order]
     size = backend.num_bytes(singles[0])
     assert backend.num_bytes(backend.join(singles)) == count * size > 0
     picked = None if rows is None else Rows(rows.starts[list(order)], rows.lengths[list(order)])
@@ -428,26 +450,26 @@ def test_merging_rows_leaves_the_others_alone(lm: Opened) -> None:
     rows, tokens = Rows(np.zeros_like(lengths), lengths), lengths[:, None] - 1
     carry = backend.embed({"token_ids": token_ids}, rows)
     before = backend.head(carry, tokens)["logits"].copy()
-    part = backend.layer(0, backend.select(carry, (1, 3)), Rows(rows.starts[[1, 3]], rows.lengths[[1, 3]]))
+    part = backend.layer(0, backend.select(carry, np.asarray([1, 3])), Rows(rows.starts[[1, 3]], rows.lengths[[1, 3]]))
     changed = backend.head(part, tokens[[1, 3]])["logits"].copy()
-    after = backend.head(backend.merge(carry, (1, 3), part), tokens)["logits"]
+    after = backend.head(backend.merge(carry, np.asarray([1, 3]), part), tokens)["logits"]
     assert difference(after[[0, 2]], before[[0, 2]]) == 0.0
     assert difference(after[[1, 3]], changed) <= lm.tolerance
     assert difference(after[[1, 3]], before[[1, 3]]) > DISTINCT
 
 
-# Law 4: decoding from slots is recomputing.
+# Law 4: decoding from pages is recomputing.
 
 
 def assert_decoding_recomputes(
-    backend: Backend, reference: Reference, tolerance: float, slots: Sequence[Sequence[int]], seed: int = 0
+    backend: Backend, reference: Reference, tolerance: float, tables: Sequence[PageTable], seed: int = 0
 ) -> None:
     """Continue ragged prompts along mixed chains by given tokens; every step must be what recomputation gives."""
     rng = Random(seed)
     sequences = [list(prompt) for prompt in PROMPTS]
     num_cached = [0] * len(sequences)
     for _ in range(6):
-        logits = step(backend, sequences, num_cached, MIXED, slots)
+        logits = step(backend, sequences, num_cached, MIXED, tables)
         for row, (sequence, chain) in enumerate(zip(sequences, MIXED, strict=True)):
             assert_same_answer(logits[row], reference(sequence, chain)[-1], tolerance)
         num_cached = [len(sequence) for sequence in sequences]
@@ -455,38 +477,72 @@ def assert_decoding_recomputes(
             sequence.extend(rng.choices(range(17), k=rng.randint(1, 2)))
 
 
-def test_decoding_from_slots_is_recomputing(lm: Opened, lm_reference: Reference) -> None:
-    backend = lm.language(num_slots=sum(map(len, MIXED)))
-    assert_decoding_recomputes(backend, lm_reference, lm.tolerance, scattered_slots(MIXED))
+def test_decoding_from_pages_is_recomputing(lm: Opened, lm_reference: Reference) -> None:
+    backend = lm.language(NUM_PAGES)
+    assert_decoding_recomputes(backend, lm_reference, lm.tolerance, scattered_pages(MIXED))
 
 
-def test_slots_can_be_reused_by_other_sequences(lm: Opened, lm_reference: Reference) -> None:
-    backend = lm.language(num_slots=sum(map(len, MIXED)))
+def test_pages_can_be_reused_by_other_sequences(lm: Opened, lm_reference: Reference) -> None:
+    backend = lm.language(NUM_PAGES)
     for seed in range(2):
-        slots = scattered_slots(MIXED, seed)
-        assert_decoding_recomputes(backend, lm_reference, lm.tolerance, slots, seed)
+        assert_decoding_recomputes(backend, lm_reference, lm.tolerance, scattered_pages(MIXED, seed), seed)
 
 
 @pytest.mark.parametrize("left", [np.nan, np.inf, -np.inf])
-def test_what_a_sequence_left_in_its_slots_does_not_reach_the_next(
+def test_what_a_sequence_left_in_its_pages_does_not_reach_the_next(
     left: float, lm: Opened, lm_reference: Reference
 ) -> None:
-    backend = lm.language(sum(map(len, MIXED)), arrays=Used(lm.arrays(), left))
-    assert_decoding_recomputes(backend, lm_reference, lm.tolerance, scattered_slots(MIXED))
+    backend = lm.language(NUM_PAGES, arrays=Used(lm.arrays(), left))
+    assert_decoding_recomputes(backend, lm_reference, lm.tolerance, scattered_pages(MIXED))
 
 
-def test_newcomer_among_decoding_rows_sees_nothing_of_its_slots_past(lm: Opened, lm_reference: Reference) -> None:
-    chains, slots = (CHAINS["repeat"], CHAINS["reorder"]), ((0, 3, 1, 4, 2), (5, 7, 6))
-    backend = lm.language(num_slots=8, arrays=Used(lm.arrays(), np.nan))
+def test_newcomer_among_decoding_rows_sees_nothing_of_its_pages_past(lm: Opened, lm_reference: Reference) -> None:
+    chains = (CHAINS["repeat"], CHAINS["reorder"])
+    tables = scattered_pages(chains)
+    backend = lm.language(NUM_PAGES, arrays=Used(lm.arrays(), np.nan))
     old, new = [1, 2, 3, 4, 5, 6], [7, 8]
-    step(backend, [old], (0,), chains[:1], slots[:1])
+    step(backend, [old], (0,), chains[:1], tables[:1])
     for _ in range(2):
         num_cached = (len(old), 0 if len(new) == 2 else len(new) - 1)
         old.append(9)
-        logits = step(backend, [old, new], num_cached, chains, slots)
+        logits = step(backend, [old, new], num_cached, chains, tables)
         assert_same_answer(logits[0], lm_reference(old, chains[0])[-1], lm.tolerance)
         assert_same_answer(logits[1], lm_reference(new, chains[1])[-1], lm.tolerance)
         new.append(3)
+
+
+def test_pages_are_shared_by_visits_whose_tokens_and_layers_so_far_are_equal(
+    lm: Opened, lm_reference: Reference
+) -> None:
+    chains = (Chain((0, 1, 2)), Chain((0, 1, 0, 2)))
+    first, second = scattered_pages(chains)
+    text = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]  # two full pages and a bit
+    backend = lm.language(NUM_PAGES)
+    step(backend, [text], (0,), chains[:1], [first])
+    shared = [[*mine[:2], *own[2:]] for mine, own in zip(first[:2], second[:2], strict=True)] + list(second[2:])
+    read_only = [[-1, -1, *pages[2:]] if visit < 2 else pages for visit, pages in enumerate(shared)]
+    other = [*text[:8], 11, 12]
+    logits = step(backend, [other], (0,), chains[1:], [read_only])  # must not write what others read
+    assert_same_answer(logits[0], lm_reference(other, chains[1])[-1], lm.tolerance)
+    for _ in range(3):
+        text.append(13)
+        other.append(14)
+        logits = step(backend, [text, other], (len(text) - 1, len(other) - 1), chains, [first, shared])
+        assert_same_answer(logits[0], lm_reference(text, chains[0])[-1], lm.tolerance)
+        assert_same_answer(logits[1], lm_reference(other, chains[1])[-1], lm.tolerance)
+
+
+def test_reading_can_begin_behind_pages_that_were_found(lm: Opened, lm_reference: Reference) -> None:
+    backend, (first, second) = lm.language(NUM_PAGES), scattered_pages((FULL, FULL))
+    text = [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    step(backend, [text], (0,), (FULL,), [first])
+    found = [[*theirs[:2], *own[2:]] for theirs, own in zip(first, second, strict=True)]
+    other = [*text[:8], 10, 11, 12]
+    logits = step(
+        backend, [other, [4]], (8, 0), (FULL, FULL), [found, [[p] for p in (second[0][0], second[1][0], second[2][0])]]
+    )
+    assert_same_answer(logits[0], lm_reference(other, FULL)[-1], lm.tolerance)
+    assert_same_answer(logits[1], lm_reference([4], FULL)[-1], lm.tolerance)
 
 
 def test_row_that_overflows_hurts_neither_its_neighbours_nor_the_next(lm: Opened, lm_reference: Reference) -> None:
@@ -499,16 +555,16 @@ def test_row_that_overflows_hurts_neither_its_neighbours_nor_the_next(lm: Opened
         return outputs
 
     layers = (lm.parts.layers[0], overflowing, lm.parts.layers[2])
-    backend = lm.language(num_slots=6, parts=replace(lm.parts, layers=layers))
-    chains, slots = (FULL, FULL), ((0, 1, 2), (3, 4, 5))
+    backend = lm.language(NUM_PAGES, parts=replace(lm.parts, layers=layers))
+    chains, tables = (FULL, FULL), scattered_pages((FULL, FULL))
     first, second = [1, 2, 3], [4, 5, 6, 7]
-    logits = step(backend, [first, second], (0, 0), chains, slots)
+    logits = step(backend, [first, second], (0, 0), chains, tables)
     assert np.isnan(logits[0]).all()
     assert_same_answer(logits[1], lm_reference(second, FULL)[-1], lm.tolerance)
     overflows, third = False, [7]
     for num_cached in (0, 1):
         second.append(8)
-        logits = step(backend, [third, second], (num_cached, len(second) - 1), chains, slots)
+        logits = step(backend, [third, second], (num_cached, len(second) - 1), chains, tables)
         assert_same_answer(logits[0], lm_reference(third, FULL)[-1], lm.tolerance)
         assert_same_answer(logits[1], lm_reference(second, FULL)[-1], lm.tolerance)
         third.append(9)
@@ -529,6 +585,9 @@ class Used:
 
     def give_out(self, array: Any) -> Array:
         return self.arrays.give_out(array)
+
+    def take(self, array: Any, places: Ints, into: Any) -> None:
+        self.arrays.take(array, places, into)
 
     def join(self, arrays: Sequence[Any]) -> Any:
         return self.arrays.join(arrays)
@@ -577,9 +636,10 @@ def assert_reported(backend: Backend, batch: Batch, tokens: Sequence[int], execu
 @pytest.mark.parametrize("model", ["tinylm", "tinymlp"])
 def test_backend_says_what_it_holds(name: BackendName, model: str, tiny_repository: Path) -> None:
     directory = tiny_repository / model / "1"
-    backend = open_backend(read_manifest(directory), directory, name, num_slots=4)
+    backend = open_backend(read_manifest(directory), directory, name, num_pages=4, page_size=8)
     assert backend.num_layers == 3
-    assert backend.num_slots == (4 if model == "tinylm" else 0)
+    assert backend.num_pages == (4 if model == "tinylm" else 0)
+    assert model == "tinymlp" or backend.page_size == 8
     backend.close()
 
 

@@ -291,7 +291,7 @@ def test_a_thousand_good_and_bad_requests_at_once_are_each_answered_once(server:
     wrong = [number for number, is_right in enumerate(asyncio.run(ask_all())) if not is_right]
     assert wrong == []
     assert server.metric("fathom_requests_total", route="/predict") - before == 1000
-    assert server.metric("fathom_running_sequences") == server.metric("fathom_kv_slots_used") == 0
+    assert server.metric("fathom_running_sequences") == server.metric("fathom_kv_pages_used") == 0
 
 
 def _raw(body: dict[str, Any], path: str = "/predict") -> bytes:
@@ -391,7 +391,7 @@ def test_client_that_dies_in_the_middle_of_a_stream_frees_its_slots(
             assert connection.recv(12) == b"HTTP/1.1 200"
             if is_reset:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
-    _wait_until(lambda: server.metric("fathom_running_sequences") == server.metric("fathom_kv_slots_used") == 0)
+    _wait_until(lambda: server.metric("fathom_running_sequences") == server.metric("fathom_kv_pages_used") == 0)
     server.post("/predict", model="arith", inputs=[prompts[0]])
 
 

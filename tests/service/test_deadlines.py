@@ -54,7 +54,7 @@ class Slow:
         return found
 
     def is_at_rest(self) -> bool:
-        return self.count("queue_requests") == self.count("running_sequences") == self.count("kv_slots_used") == 0
+        return self.count("queue_requests") == self.count("running_sequences") == self.count("kv_pages_used") == 0
 
 
 @pytest.fixture

@@ -31,8 +31,11 @@ PER_MODEL = (
     "cancelled_total",
     "expired_total",
     "running_sequences",
-    "kv_slots_used",
-    "kv_slots",
+    "prefix_cache_hit_tokens",
+    "preemptions",
+    "kv_pages_used",
+    "kv_pages",
+    "kv_pages_cached",
     "model_load_seconds",
     "model_ready",
     "search_simulations_total",
@@ -60,7 +63,7 @@ def test_all_names_are_there(server: Any) -> None:
         assert server.metric(f"fathom_{name}", route="/predict") >= 1
     for name in PER_MODEL:
         server.metric(f"fathom_{name}", model="tinylm", version="1")
-    assert server.metric("fathom_kv_slots", model="tinylm") >= 12
+    assert server.metric("fathom_kv_pages", model="tinylm") >= 12
     assert server.metric("fathom_searches_total", model="tinylm") == 1
 
 

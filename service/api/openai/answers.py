@@ -137,12 +137,19 @@ class ChatPiece(BaseModel):
     fathom: ChoiceRan | None = Field(None, description="in the chunk with the finish_reason")
 
 
+class PromptTokensDetails(BaseModel):
+    """What became of the tokens of prompts."""
+
+    cached_tokens: int = Field(description="their layers had been evaluated for an earlier request")
+
+
 class TokenUsage(BaseModel):
     """Tokens; a prompt with several choices counts once."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
 
 
 class CompletionResponse(BaseModel):

@@ -10,6 +10,7 @@ from service.api.openai.answers import (
     ChoiceRan,
     CompletionChoice,
     Logprobs,
+    PromptTokensDetails,
     TokenAlternative,
     TokenUsage,
 )
@@ -96,4 +97,5 @@ def usage_of(done: Sequence[Completion], n: int) -> TokenUsage:
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
         total_tokens=prompt_tokens + completion_tokens,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=sum(one.num_cached_tokens for one in done[::n])),
     )

@@ -151,7 +151,7 @@ def test_client_that_leaves_ends_the_search(serve: Any, is_streamed: bool) -> No
                 _wait_until(lambda: server.metric("fathom_layer_calls_total", model="tinylm") > 20)
         _wait_until(lambda: server.metric("fathom_searches_total", outcome="cancelled") == 1)
         _wait_until(
-            lambda: server.metric("fathom_queue_requests") == server.metric("fathom_kv_slots_used") == 0  # nothing left
+            lambda: server.metric("fathom_queue_requests") == server.metric("fathom_kv_pages_used") == 0  # nothing left
         )
         calls = server.metric("fathom_layer_calls_total")
         time.sleep(0.05)

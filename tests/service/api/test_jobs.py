@@ -208,7 +208,7 @@ def test_fifty_searches_and_jobs_with_random_cancels_leave_nothing_behind(
             assert time.monotonic() < end, (list(alive), served.client.get("/tasks").json(), num_tasks)
             time.sleep(0.05)
             gc.collect()
-        for name in ("kv_slots_used", "queue_requests", "queue_rows", "queue_tokens", "running_sequences"):
+        for name in ("kv_pages_used", "queue_requests", "queue_rows", "queue_tokens", "running_sequences"):
             assert served.metric(f"fathom_{name}") == 0, name
         assert served.metric("fathom_jobs_running") == served.metric("fathom_jobs_queued") == 0
         states = {job["state"] for job in served.client.get("/cola/jobs").json()["jobs"]}

@@ -87,7 +87,7 @@ def test_others_serve_on_while_a_model_comes_and_goes(serve: Any) -> None:
             thread.join()
         assert wrong == []
         assert statuses <= {200, 503}
-        assert server.metric("fathom_kv_slots_used") == server.metric("fathom_queue_requests") == 0
+        assert server.metric("fathom_kv_pages_used") == server.metric("fathom_queue_requests") == 0
 
 
 def test_loads_and_unloads_at_once_leave_one_engine_or_none(serve: Any) -> None:
@@ -228,12 +228,13 @@ def test_empty_repository_is_not_ready(tmp_path: Path, serve: Any, problem: Any)
         problem(server.post("/predict", model="tinylm", inputs=["1"]), 404, "tinylm")
 
 
-def test_too_little_memory_for_slots_names_the_setting(serve: Any) -> None:
+def test_sequence_too_large_for_the_memory_is_refused_and_names_the_setting(
+    serve: Any, problem: Callable[..., dict[str, Any]]
+) -> None:
     with serve(kv_bytes=1 << 20, max_chain_factor=64) as server:
-        (info,) = server.client.get("/models/tinylm").json()
-        assert info["state"] == "failed"
-        assert "FATHOM_KV_BYTES" in info["reason"]
-        server.predict("tinymlp", [ROW])
+        large = {"inputs": ["1+1="], "chain": [0, 1, 2] * 60, "parameters": {"max_new_tokens": 60}}
+        problem(server.post("/predict", model="tinylm", **large), 413, "720 pages", "512", "FATHOM_KV_BYTES")
+        server.predict("tinylm", ["1+1="], chain=[0, 1, 2] * 60, parameters={"max_new_tokens": 4})
 
 
 def test_model_that_fails_its_first_run_does_not_load(serve: Any, pace: Any, problem: Any) -> None:

@@ -83,6 +83,7 @@ def test_completion_is_what_predict_answers(server: Any, chain: Any, temperature
         "prompt_tokens": 5,
         "completion_tokens": len(output["token_ids"]),
         "total_tokens": 5 + len(output["token_ids"]),
+        "prompt_tokens_details": {"cached_tokens": 0},
     }
     assert (answer["object"], answer["model"]) == ("text_completion", "tinylm")
 
@@ -260,7 +261,7 @@ def test_client_that_leaves_a_stream_frees_its_sequences(serve: Any) -> None:
                 others[number].start()
         for thread in others:
             thread.join()
-        _wait_until(lambda: server.metric("fathom_running_sequences") == server.metric("fathom_kv_slots_used") == 0)
+        _wait_until(lambda: server.metric("fathom_running_sequences") == server.metric("fathom_kv_pages_used") == 0)
         _complete(server)
 
 

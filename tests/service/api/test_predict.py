@@ -53,6 +53,28 @@ def test_usage_counts_tokens_and_layer_evaluations(server: Any) -> None:
     assert answer["timing"]["compute_ms"] > 0
 
 
+def test_beginning_that_was_read_before_is_not_read_again_and_the_counters_say_so(serve: Any) -> None:
+    prompt, tokens = "12+34+56+78+90+12+34=", 21
+    with serve(backend="onnx", kv_page_tokens=8) as server:
+        for chain, evaluated, cached in (
+            (FULL, tokens, 0),
+            (FULL, 5, 16),
+            ([0, 1], 5, 16),
+            ([0, 1, 2, 2], tokens, 0),
+        ):
+            before = server.metric("fathom_layer_evaluations_total", model="tinylm")
+            answer = server.predict("tinylm", [prompt], chain=chain, parameters={"max_new_tokens": 1})
+            spent = answer["usage"]["layer_evaluations"]
+            assert (answer["usage"].get("cached_tokens", 0), spent) == (cached, len(chain) * evaluated)
+            assert server.metric("fathom_layer_evaluations_total", model="tinylm") - before == spent
+        assert server.metric("fathom_prefix_cache_hit_tokens_total", model="tinylm") == 16 + 16
+        assert server.metric("fathom_kv_pages_used", model="tinylm") == 0
+        # Two columns of every visit of the full chain, and of the last visit of the last, which shared the others.
+        assert server.metric("fathom_kv_pages_cached", model="tinylm") == 2 * (3 + 1)
+        answer = server.post("/v1/completions", model="tinylm", prompt=prompt, max_tokens=1).json()
+        assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 16}
+
+
 def test_token_ids_are_as_good_as_text(server: Any) -> None:
     scored = server.predict("tinylm", ["1+1="], parameters={"mode": "score"}, targets=["12+7="])
     ids = scored["outputs"][0]["token_ids"][:-1]
@@ -117,7 +139,11 @@ def test_rows_run_along_their_own_chains(server: Any) -> None:
     for one, other in zip(together["outputs"], alone, strict=True):
         assert one["chain"] == other["chain"]
         assert one["outputs"]["logits"] == pytest.approx(other["outputs"]["logits"], abs=1e-5)
-    assert together["usage"] == {"prompt_tokens": 0, "completion_tokens": 0, "layer_evaluations": 3 + 2 + 2}
+    assert together["usage"] == {
+        "prompt_tokens": 0,
+        "completion_tokens": 0,
+        "layer_evaluations": 3 + 2 + 2,
+    }
 
 
 def test_named_tensors_are_as_good_as_rows(server: Any) -> None:
@@ -211,7 +237,7 @@ def test_client_that_leaves_a_stream_frees_its_slots(serve: Any) -> None:
                 others[number].start()
         for thread in others:
             thread.join()
-        _wait_until(lambda: server.metric("fathom_running_sequences") == server.metric("fathom_kv_slots_used") == 0)
+        _wait_until(lambda: server.metric("fathom_running_sequences") == server.metric("fathom_kv_pages_used") == 0)
         server.predict("tinylm", ["1+1="])
 
 

@@ -203,7 +203,7 @@ def test_client_that_leaves_a_stream_frees_its_slots(serve: Any) -> None:
             with server.client.stream("POST", "/v2/models/tinylm/generate_stream", json=body) as response:
                 next(response.iter_raw())
         ends = time.monotonic() + 10
-        while server.metric("fathom_running_sequences") or server.metric("fathom_kv_slots_used"):
+        while server.metric("fathom_running_sequences") or server.metric("fathom_kv_pages_used"):
             assert time.monotonic() < ends
             time.sleep(0.01)
 

@@ -5,16 +5,23 @@ from pathlib import Path
 
 import pytest
 
-from models.artifact import Form, Format, LanguageSpec, LayersSpec, Manifest
+from models.artifact import FileRecord, Form, Format, LanguageSpec, LayersSpec, Manifest
 from models.errors import BackendError
-from service.backends.kv import slot_bytes
-from service.backends.open import BackendName, choose_backend, num_slots_within, open_backend, refuse_both_runtimes
+from service.backends.kv import page_bytes
+from service.backends.open import (
+    BackendName,
+    choose_backend,
+    num_pages_within,
+    open_backend,
+    refuse_both_runtimes,
+    threads_for,
+)
 
 FORM = Form(whole="whole", tolerance=1e-4)
 LANGUAGE = LanguageSpec(
     vocab_size=9, max_length=10, num_kv_heads=1, head_size=4, eos_token_ids=(), tokenizer="tokenizer.json"
 )
-SLOT = slot_bytes(LANGUAGE)
+PAGE = page_bytes(LANGUAGE, 4)
 
 
 def manifest(*formats: Format, language: LanguageSpec | None = LANGUAGE) -> Manifest:
@@ -57,25 +64,41 @@ def test_backend_without_files_is_refused(formats: tuple[Format, ...], name: Bac
 
 
 @pytest.mark.parametrize(
-    ("max_rows", "max_bytes", "num_slots"),
+    ("max_rows", "max_bytes", "num_pages"),
     [
-        (3, 100 * SLOT, 12),  # rows times layers
-        (3, 10 * SLOT + 1, 10),  # as far as the memory goes
-        (1, 100 * SLOT, 8),  # never less than the longest chain
-        (1, 8 * SLOT, 8),
+        (3, 100 * PAGE, 36),  # rows times layers times columns of 4 tokens in 10
+        (3, 30 * PAGE + 1, 30),  # as far as the memory goes
+        (1, 12 * PAGE, 12),  # one sequence of full length
     ],
 )
-def test_slots_are_for_all_rows_as_far_as_memory_goes(max_rows: int, max_bytes: int, num_slots: int) -> None:
-    assert num_slots_within(manifest("onnx"), max_rows, max_bytes, max_chain_length=8) == num_slots
+def test_pages_are_for_all_rows_as_far_as_memory_goes(max_rows: int, max_bytes: int, num_pages: int) -> None:
+    assert num_pages_within(manifest("onnx"), max_rows, max_bytes, page_size=4) == num_pages
 
 
-def test_memory_too_small_for_the_longest_chain_is_refused() -> None:
-    with pytest.raises(BackendError, match=rf"8 KV slots of {SLOT} bytes .* hold 7; raise FATHOM_KV_BYTES"):
-        num_slots_within(manifest("onnx"), 3, 8 * SLOT - 1, max_chain_length=8)
+def test_memory_too_small_for_one_sequence_of_full_length_is_refused() -> None:
+    with pytest.raises(BackendError, match=rf"12 pages of {PAGE} bytes .* hold 11; raise FATHOM_KV_BYTES"):
+        num_pages_within(manifest("onnx"), 3, 12 * PAGE - 1, page_size=4)
 
 
-def test_model_without_a_cache_needs_no_slots() -> None:
-    assert num_slots_within(manifest("onnx", language=None), 3, 0, max_chain_length=8) == 0
+def test_model_without_a_cache_needs_no_pages() -> None:
+    assert num_pages_within(manifest("onnx", language=None), 3, 0, page_size=4) == 0
+
+
+@pytest.mark.parametrize(
+    ("files", "form", "threads"),
+    [
+        ({"a": 5 << 20, "b": 3 << 20}, Form(embed="e", layers=("a", "b"), head="h", whole="w", tolerance=1e-4), 8),
+        ({"a": 5 << 20, "b": 1 << 20}, Form(embed="e", layers=("a", "b"), head="h", whole="w", tolerance=1e-4), 1),
+        ({"w": 8 << 20}, Form(whole="w", tolerance=1e-4), 8),
+        ({"w": 7 << 20}, Form(whole="w", tolerance=1e-4), 1),
+    ],
+)
+def test_large_layers_get_all_cores_and_small_ones_a_thread(files: dict[str, int], form: Form, threads: int) -> None:
+    records = {name: FileRecord(sha256="0" * 64, size_bytes=size) for name, size in files.items()}
+    layers = LayersSpec(count=2, residual_form="standard", cost=(1, 1))
+    model = manifest().model_copy(update={"forms": {"onnx": form}, "files": records, "layers": layers})
+    assert threads_for(model, "onnx", num_cores=8) == threads
+    assert threads_for(model, "fake", num_cores=8) == 1
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ def opened(tiny_repository: Path) -> Opened:
     async def opening(model: str, runtime: str) -> Any:
         directory = tiny_repository / model / "1"
         manifest = read_manifest(directory)
-        counted = Counted(open_backend(manifest, directory, runtime, num_slots=64))  # type: ignore[arg-type]
+        counted = Counted(open_backend(manifest, directory, runtime, num_pages=256))  # type: ignore[arg-type]
         metrics = ModelMetrics(Metrics(), model, "1")
         engine: Engine
         if manifest.language:

@@ -33,7 +33,7 @@ REPEATS = (Chain((0, 1, 1, 2)), Chain((0, 1, 0, 1, 2)))
 @pytest.fixture(params=["onnx", "eager", "fake"])
 def backend(request: pytest.FixtureRequest, tiny_repository: Path) -> LanguageBackend:
     directory = tiny_repository / "tinylm" / "1"
-    opened = open_backend(read_manifest(directory), directory, request.param, num_slots=16)
+    opened = open_backend(read_manifest(directory), directory, request.param, num_pages=64)
     assert isinstance(opened, LanguageBackend)
     return opened
 
@@ -90,7 +90,7 @@ def test_a_search_with_it_counts_its_layers_and_certifies_nothing(tiny_repositor
         limits = EngineLimits(Limits(8, 512), QueueLimits(64, 512, 8192), max_chain_length=12, search_bytes=1 << 20)
         engine = LanguageEngine(
             manifest,
-            open_backend(manifest, directory, "onnx", num_slots=64),
+            open_backend(manifest, directory, "onnx", num_pages=256),
             limits,
             ModelMetrics(metrics, "tinylm", "1"),
             Tokenizer(directory / "tokenizer.json"),

@@ -194,5 +194,5 @@ def test_garbage_is_refused_by_name(fake: Any, status: int, body: dict[str, Any]
 def test_garbage_leaves_nothing_behind(fake: Any) -> None:
     assert search(fake)["best"]["certified"]
     assert fake.metric("fathom_running_sequences", model="tinylm") == 0
-    assert fake.metric("fathom_kv_slots_used", model="tinylm") == 0
+    assert fake.metric("fathom_kv_pages_used", model="tinylm") == 0
     assert fake.metric("fathom_queue_requests", model="tinylm") == 0

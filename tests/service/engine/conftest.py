@@ -81,7 +81,7 @@ def open_language(language_manifest: Manifest, arithmetic: Tokenizer) -> OpenLan
         limits: EngineLimits = LIMITS,
         metrics: Metrics | None = None,
     ) -> AsyncIterator[LanguageEngine]:
-        backend = backend or open_backend(manifest, Path(), "fake", num_slots=40)
+        backend = backend or open_backend(manifest, Path(), "fake", num_pages=120)
         labelled = ModelMetrics(metrics or Metrics(), manifest.name, manifest.version)
         engine = LanguageEngine(manifest, backend, limits, labelled, arithmetic)
         try:

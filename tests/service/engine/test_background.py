@@ -133,7 +133,7 @@ class Slow:
 
     def layer(self, index: int, carry: Carry, rows: Rows | None = None) -> Carry:
         assert rows is not None
-        self.calls.append("search" if rows.slots is None else "predict")
+        self.calls.append("search" if rows.pages is None else "predict")
         self.on_call()
         return self.inner.layer(index, carry, rows)
 
@@ -157,7 +157,7 @@ def test_between_two_tokens_a_search_makes_one_layer_call(
     language_manifest: Manifest,
     open_language: Callable[..., object],
 ) -> None:
-    slow = Slow(open_backend(language_manifest, Path(), "fake", num_slots=40))
+    slow = Slow(open_backend(language_manifest, Path(), "fake", num_pages=120))
 
     async def work() -> None:
         async with open_language(slow, limits=LIMITS) as engine:  # type: ignore[attr-defined]
@@ -186,7 +186,7 @@ def test_between_two_tokens_a_search_makes_one_layer_call(
 def test_search_work_that_fails_fails_alone(
     language_manifest: Manifest, open_language: Callable[..., object], caplog: pytest.LogCaptureFixture
 ) -> None:
-    slow = Slow(open_backend(language_manifest, Path(), "fake", num_slots=40))
+    slow = Slow(open_backend(language_manifest, Path(), "fake", num_pages=120))
 
     async def work() -> None:
         async with open_language(slow, limits=LIMITS) as engine:  # type: ignore[attr-defined]

@@ -15,9 +15,9 @@ import pytest
 
 from models.artifact import Manifest
 from models.chain import Chain
-from models.errors import BackendError, DeadlineError, OverloadError, UnavailableError
+from models.errors import BackendError, DeadlineError, LengthError, OverloadError, UnavailableError
 from service.backends.open import open_backend
-from service.backends.protocol import Array, Backend, Carry, Ints, Rows
+from service.backends.protocol import Array, Backend, Carry, Ints, Rows, Selection
 from service.engine.batcher import Batcher
 from service.engine.engine import new_future
 from service.engine.queue import Limits, QueueLimits
@@ -49,8 +49,12 @@ class Wrapped:
         return self.inner.num_layers
 
     @property
-    def num_slots(self) -> int:
-        return self.inner.num_slots
+    def num_pages(self) -> int:
+        return self.inner.num_pages
+
+    @property
+    def page_size(self) -> int:
+        return self.inner.page_size
 
     def embed(self, inputs: Mapping[str, Array], rows: Rows | None = None) -> Carry:
         self.entered.set()
@@ -67,10 +71,10 @@ class Wrapped:
         outputs = self.inner.head(carry, tokens)
         return {name: array[1:] for name, array in outputs.items()} if self.loses_rows else outputs
 
-    def select(self, carry: Carry, rows: Sequence[int]) -> Carry:
+    def select(self, carry: Carry, rows: Selection) -> Carry:
         return self.inner.select(carry, rows)
 
-    def merge(self, carry: Carry, rows: Sequence[int], part: Carry) -> Carry:
+    def merge(self, carry: Carry, rows: Selection, part: Carry) -> Carry:
         return self.inner.merge(carry, rows, part)
 
     def join(self, carries: Sequence[Carry]) -> Carry:
@@ -112,17 +116,23 @@ class Bench:
     async def settle(self) -> None:
         """Wait until nothing waits, runs or holds a slot."""
         end = time.monotonic() + WAIT_S
-        while self.batcher.num_waiting or self.batcher.num_running or self.batcher.num_slots_used:
+        while self.batcher.num_waiting or self.batcher.num_running or self.batcher.num_pages_used:
             assert time.monotonic() < end, "the batcher did not come to rest"
             await asyncio.sleep(0.001)
         assert (self.batcher.num_waiting_rows, self.batcher.num_waiting_tokens) == (0, 0)
 
 
 def on_bench(
-    manifest: Manifest, test: Callable[[Bench], Awaitable[None]], queue: QueueLimits | None = None, max_rows: int = 8
+    manifest: Manifest,
+    test: Callable[[Bench], Awaitable[None]],
+    queue: QueueLimits | None = None,
+    max_rows: int = 8,
+    num_pages: int = 120,
+    page_size: int = 16,
 ) -> Bench:
     """Run a test against a new batcher on an event loop of its own, and close it."""
-    counts, backend = Counts(), Wrapped(open_backend(manifest, Path(), "fake", num_slots=40))
+    inner = open_backend(manifest, Path(), "fake", num_pages=num_pages, page_size=page_size)
+    counts, backend = Counts(), Wrapped(inner)
     limits = Limits(max_rows=max_rows, max_tokens=512)
     batcher = Batcher(backend, counts, limits, queue or QueueLimits(100, 100, 10_000))
     bench = Bench(backend, batcher, counts)
@@ -341,7 +351,37 @@ def test_callback_that_raises_ends_only_its_own_sequence(language_manifest: Mani
     on_bench(language_manifest, test)
 
 
-def test_more_sequences_than_rows_and_slots_all_end(language_manifest: Manifest) -> None:
+def test_crowd_with_few_pages_gets_the_answers_of_everyone_alone(language_manifest: Manifest) -> None:
+    def works() -> list[GenerateWork]:
+        return [prompt(*range(1, 2 + i % 7), chain=Chain((i % 3, 3, i % 2)), max_new_tokens=5 + i) for i in range(20)]
+
+    async def test(bench: Bench) -> None:
+        leaving = works()[:10]
+        for place, work in enumerate(leaving):
+            work.on_choice = lambda choice, work=work, place=place: (  # type: ignore[misc]
+                work.future.get_loop().call_soon_threadsafe(work.future.cancel) if len(work.choices) == place else None
+            )
+        bench.batcher.submit(leaving)
+        answers: list[Generated] = await bench.ask(*works())
+        assert sum(answer.num_preemptions for answer in answers) > 0
+        assert sum(answer.num_cached for answer in answers) > 0
+        for answer, again in zip(answers, works(), strict=True):
+            (alone,) = await bench.ask(again)
+            assert told(answer) == told(alone)
+
+    on_bench(language_manifest, test, num_pages=60, page_size=2)
+
+
+def test_sequence_that_could_never_fit_is_refused_at_once(language_manifest: Manifest) -> None:
+    async def test(bench: Bench) -> None:
+        with pytest.raises(LengthError, match="shorten the prompt, the answer or the chain"):
+            bench.batcher.submit([prompt(1, 2), prompt(1, 2, chain=Chain((0,) * 30), max_new_tokens=40)])
+        assert bench.batcher.num_waiting == 0
+
+    on_bench(language_manifest, test, num_pages=60, page_size=2)
+
+
+def test_more_sequences_than_rows_and_pages_all_end(language_manifest: Manifest) -> None:
     async def test(bench: Bench) -> None:
         works = [prompt(1 + i % 16, chain=Chain((i % 4,) * (1 + i % 8))) for i in range(40)]
         answers = await bench.ask(*works)

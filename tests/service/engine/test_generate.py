@@ -12,7 +12,7 @@ from models.chain import Chain
 from models.errors import ChainError
 from service.backends.open import open_backend
 from service.engine.executor import Executor, pad
-from service.engine.generate import Generator, take_token
+from service.engine.generate import Generator
 from service.engine.queue import Limits
 from service.engine.sampling import Sampling
 from service.engine.work import Generated, GenerateWork
@@ -41,9 +41,15 @@ def generator(language_manifest: Manifest) -> Generator:
     return new_generator(language_manifest)
 
 
-def new_generator(manifest: Manifest, num_slots: int = 16, limits: Limits = LIMITS) -> Generator:
-    backend = open_backend(manifest, Path(), "fake", num_slots=num_slots)
-    return Generator(Executor(backend, Uncounted()), num_slots, limits)
+def new_generator(manifest: Manifest, num_pages: int = 200, limits: Limits = LIMITS, page_size: int = 4) -> Generator:
+    backend = open_backend(manifest, Path(), "fake", num_pages=num_pages, page_size=page_size)
+    return Generator(Executor(backend, Uncounted()), num_pages, page_size, limits)
+
+
+def admit(generator: Generator, *works: GenerateWork) -> None:
+    """Let all of them run."""
+    for one in works:
+        assert generator.sequences.admit_from([one]) is one
 
 
 def work(
@@ -70,8 +76,8 @@ def advance(generator: Generator) -> dict[GenerateWork, Generated]:
     ended = {}
     for works in generator.next_batches():
         for one, logits in zip(works, generator.logits(works), strict=True):
-            if answer := take_token(one, logits):
-                generator.release(one)
+            if logits is not None and (answer := generator.take_token(one, logits)):
+                generator.sequences.release(one)
                 ended[one] = answer
     return ended
 
@@ -79,7 +85,7 @@ def advance(generator: Generator) -> dict[GenerateWork, Generated]:
 def alone(manifest: Manifest, one: GenerateWork) -> Generated:
     """The answer of a sequence with the whole model to itself."""
     generator = new_generator(manifest)
-    assert generator.admit(one)
+    admit(generator, one)
     while not (ended := advance(generator)):
         pass
     return ended[one]
@@ -96,16 +102,15 @@ def test_rows_join_and_leave_and_every_sequence_is_as_alone(
 
     line, ended, met = works(), dict[GenerateWork, Generated](), set[tuple[bool, ...]]()
     order = list(line)
-    while line or generator.running:
-        while line and generator.admit(line[0]):
-            line.pop(0)
-        met.add(tuple(bool(one.choices) for one in generator.running))
+    while line or len(generator.sequences):
+        while admitted := generator.sequences.admit_from(line):
+            line.remove(admitted)
+        met.add(tuple(bool(one.choices) for one in generator.sequences))
         ended.update(advance(generator))
-        assert generator.slots.num_used == sum(len(one.chain) for one in generator.running)
     assert any(True in rows and False in rows for rows in met)  # newcomers met rows that decode
     for one, again in zip(order, works(), strict=True):
         assert ended[one].token_ids == alone(language_manifest, again).token_ids
-    assert generator.slots.num_used == 0
+    assert generator.sequences.tables.pages.num_used == 0
 
 
 def test_luck_does_not_depend_on_neighbours(
@@ -113,7 +118,7 @@ def test_luck_does_not_depend_on_neighbours(
 ) -> None:
     lucky = work(loop, (1, 2, 3), temperature=5.0, seed=7)
     for one in (work(loop, (4,), temperature=5.0, seed=8), lucky, work(loop, (5, 5), temperature=5.0, seed=9)):
-        assert generator.admit(one)
+        admit(generator, one)
     while lucky not in (ended := advance(generator)):
         pass
     assert ended[lucky].token_ids == alone(language_manifest, work(loop, (1, 2, 3), temperature=5.0, seed=7)).token_ids
@@ -168,35 +173,37 @@ def test_context_can_be_filled_to_the_last_token(
     assert (len(answer.token_ids), answer.finish_reason) == (8, "length")
 
 
-def test_nobody_is_admitted_without_row_and_slots(language_manifest: Manifest, loop: asyncio.AbstractEventLoop) -> None:
-    few_slots = new_generator(language_manifest, num_slots=6)
-    assert few_slots.admit(work(loop, (1,), FULL))
-    assert not few_slots.admit(work(loop, (1,), Chain((0, 1, 2))))
-    assert few_slots.admit(work(loop, (1,), Chain((0, 0))))
-    few_rows = new_generator(language_manifest, limits=Limits(max_rows=1, max_tokens=64))
-    assert few_rows.admit(work(loop, (1,), Chain((0,))))
-    assert not few_rows.admit(work(loop, (1,), Chain((0,))))
-    assert few_rows.slots.num_used == 1
+def test_nobody_is_admitted_without_row_and_pages(language_manifest: Manifest, loop: asyncio.AbstractEventLoop) -> None:
+    sequences = new_generator(language_manifest, num_pages=10).sequences
+    four_pages = work(loop, (1,), FULL)
+    assert sequences.admit_from([four_pages]) is four_pages
+    assert sequences.admit_from([work(loop, (1,), Chain((0, 1, 2)))]) is None  # 4 of 6 are for the first to grow
+    two_pages = work(loop, (1,), Chain((0, 0)))
+    assert sequences.admit_from([two_pages]) is two_pages
+    few_rows = new_generator(language_manifest, limits=Limits(max_rows=1, max_tokens=64)).sequences
+    assert few_rows.admit_from([work(loop, (1,), Chain((0,)))])
+    assert few_rows.admit_from([work(loop, (1,), Chain((0,)))]) is None
+    assert few_rows.tables.pages.num_used == 1
 
 
 def test_prefill_is_bounded_in_tokens_and_the_rest_comes_next(
     language_manifest: Manifest, loop: asyncio.AbstractEventLoop
 ) -> None:
-    generator = new_generator(language_manifest, limits=Limits(max_rows=4, max_tokens=20))
-    works = [work(loop, range(1, 1 + length), Chain((0,))) for length in (10, 5, 10, 30)]
-    for one in works:
-        assert generator.admit(one)
-    assert generator.next_batches() == [works[:2]]
+    generator = new_generator(language_manifest, limits=Limits(max_rows=4, max_tokens=64, max_prefill_tokens=20))
+    works = [work(loop, range(1, 1 + length), Chain((0,))) for length in (10, 5, 9, 30)]
+    admit(generator, *works)
+    assert generator.next_batches() == [works[3:], works[:2]]  # 20 of the long one, two of ten each
     advance(generator)
-    assert generator.next_batches() == [works[2:3], works[:2]]
+    assert generator.next_batches() == [works[2:], works[:2]]
+    assert works[3].num_left == 10
     advance(generator)
-    assert generator.next_batches() == [works[3:], works[:3]]  # alone, though larger than the bound
+    assert generator.next_batches() == [works]
 
 
-def test_overflow_is_an_error_of_the_chain(loop: asyncio.AbstractEventLoop) -> None:
+def test_overflow_is_an_error_of_the_chain(generator: Generator, loop: asyncio.AbstractEventLoop) -> None:
     logits = np.asarray([0.0, np.nan], dtype=np.float32)
     with pytest.raises(ChainError, match=r"0-3.*not finite"):
-        take_token(work(loop, (1,)), logits)
+        generator.take_token(work(loop, (1,)), logits)
 
 
 def test_every_choice_is_told_at_once(language_manifest: Manifest, loop: asyncio.AbstractEventLoop) -> None:

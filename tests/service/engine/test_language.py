@@ -252,7 +252,7 @@ def test_served_tokens_are_those_of_an_uncached_loop(
         return tuple(ids[len(prompt) :])
 
     async def run() -> None:
-        backend = open_backend(manifest, directory, name, num_slots=24)
+        backend = open_backend(manifest, directory, name, num_pages=96)
         async with open_language(backend, manifest) as engine:
             for one in await engine.generate(prompts, chains, Sampling(max_new_tokens=12)):
                 prompt = engine.encode(prompts.pop(0))

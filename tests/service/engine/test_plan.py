@@ -71,7 +71,16 @@ def test_plan_makes_every_visit_once_and_in_order(batch: tuple[Chain, ...]) -> N
 
 @given(batches)
 def test_plan_is_no_longer_than_any_single_rule(batch: tuple[Chain, ...]) -> None:
-    assert len(plan(batch)) <= min(num_calls(rule, batch) for rule in RULES.values())
+    assert len(plan(batch)) <= min(num_calls(rule, sorted(set(batch))) for rule in RULES.values())
+
+
+@given(batches, st.randoms())
+def test_calls_depend_on_neither_the_order_nor_the_number_of_equal_rows(
+    batch: tuple[Chain, ...], random: Random
+) -> None:
+    again = [*batch, *random.choices(batch, k=3)] if batch else []
+    random.shuffle(again)
+    assert [group.layer for group in plan(tuple(again))] == [group.layer for group in plan(batch)]
 
 
 @given(batches)

@@ -137,7 +137,7 @@ def test_abandoned_work_leaves_every_lane(future: Futures) -> None:
 
 
 def take_prompt(queue: Queue) -> GenerateWork:
-    work = queue.next_prompt()
+    (work,) = queue.next_prompts(1)
     assert work is not None
     queue.take_prompt(work)
     return work
@@ -289,6 +289,28 @@ def test_work_past_its_deadline_is_never_taken_and_handed_out_once(future: Futur
     assert queue.take_overdue() == [late]
     assert queue.take_overdue() == []
     assert counts(queue) == (0, 0, 0)
+
+
+def test_prompts_that_may_go_next_are_of_one_priority_and_not_over(future: Futures) -> None:
+    def waiting(priority: int, timeout_s: float = 9.0) -> GenerateWork:
+        work = prompt(future)
+        work.terms = Terms(priority=priority, timeout_s=timeout_s)
+        return work
+
+    clock = Clock()
+    queue = Queue(WIDE, clock)
+    assert queue.next_prompts(4) == []
+    works = [waiting(3), waiting(2), waiting(2), waiting(2, timeout_s=0.5), waiting(2), waiting(2), waiting(2)]
+    queue.put(works)
+    works[2].future.cancel()
+    clock.now = 1.0
+    assert queue.next_prompts(3) == [works[1], works[4], works[5]]
+    queue.take_prompt(works[4])
+    assert queue.next_prompts(3) == [works[1], works[5], works[6]]
+    for work in (works[1], works[5], works[6]):
+        queue.take_prompt(work)
+    assert queue.next_prompts(3) == [works[0]]
+    assert queue.take_overdue() == [works[3]]
 
 
 def test_client_is_bounded_in_rows_and_named(future: Futures) -> None:
