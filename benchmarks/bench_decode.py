@@ -8,6 +8,7 @@ tokens must be equal. Left out: GPUs, sampling, ends of text. Fewer tokens per s
 one client, or 4 times for 16, would mean that the engine eats what its runtime and its batches gain.
 """
 
+import asyncio
 import statistics
 import tempfile
 import time
@@ -24,7 +25,7 @@ from exporters.export import export_checkpoint
 from models.lm.config import LMConfig
 from models.lm.model import LanguageModel
 from models.lm.weights import save
-from service.load.connection import written
+from service.load.connection import Connection, written
 from service.load.exchange import Call
 from service.load.summary import summarise
 from training.arith import tokenizer
@@ -97,18 +98,19 @@ def measure(checkpoint: Path, repository: Path) -> list[dict[str, object]]:
 
 
 def answers(port: int, calls: list[Call]) -> list[list[int]]:
-    """The tokens of every call."""
-    import asyncio
+    """The tokens of every call, all of them asked at once."""
 
-    from service.load.connection import Connection
-
-    async def ask() -> list[list[int]]:
+    async def ask(call: Call) -> list[int]:
         connection = await Connection.open("127.0.0.1", port)
-        bodies = [orjson.loads((await connection.ask(one.content)).body) for one in calls]
+        reply = await connection.ask(call.content)
         connection.close()
-        return [body["outputs"][0]["token_ids"] for body in bodies]
+        found: list[int] = orjson.loads(reply.body)["outputs"][0]["token_ids"]
+        return found
 
-    return asyncio.run(ask())
+    async def ask_all() -> list[list[int]]:
+        return await asyncio.gather(*(ask(call) for call in calls))
+
+    return asyncio.run(ask_all())
 
 
 if __name__ == "__main__":
