@@ -69,7 +69,7 @@ def create_app(settings: Settings) -> FastAPI:
     add_handlers(app)
     for module in (predict, cola, chains, jobs, models, kserve, openai, v2, health):
         app.include_router(module.router)
-    app.add_middleware(DirectMiddleware, routes=predict.router.routes)
+    app.add_middleware(DirectMiddleware, routes=[*predict.router.routes, *v2.infer.router.routes])
     app.add_middleware(
         AccessMiddleware, metrics=process_metrics, lifecycle=lifecycle, max_request_s=settings.max_request_s
     )

@@ -12,12 +12,12 @@ import simdjson
 from numpy.typing import NDArray
 
 
-def read_document(content: bytes) -> Any:
+def read_document(content: bytes | memoryview) -> Any:
     """The parsed document; `inputs` that are a full rectangle of numbers as int64 or float64 [B, ...].
 
     Raises orjson's JSONDecodeError.
     """
-    document = _read(content)
+    document = _read(bytes(content))
     return orjson.loads(content) if document is None else document
 
 

@@ -12,6 +12,7 @@ from starlette.types import Scope
 
 from models.errors import InputError
 from service.api.body import JsonRequest, read_body, while_connected
+from service.api.direct import Buffer, DirectRoute
 from service.problems import UnsupportedTypeError
 
 JSON, BINARY = "application/json", "application/octet-stream"
@@ -45,12 +46,28 @@ class TensorRoute(APIRoute):
         async def bounded(request: Request) -> Response:
             read = TensorRequest(_as_json(request.scope), request.receive)
             if request.method == "POST":
-                _check_type(request.headers)
-                await read_body(read, request.app.state.settings.max_body_bytes)
-                read.split(request.headers.get(DOCUMENT_BYTES))
+                await _read(read, request.headers)
             return await while_connected(read, handler(read))
 
         return bounded
+
+
+class DirectTensorRoute(DirectRoute):
+    """The same for a route that FastAPI does not run."""
+
+    async def read(self, request: Request) -> tuple[TensorRequest, Buffer]:
+        read = TensorRequest(request.scope, request.receive)
+        await _read(read, request.headers)
+        return read, read.document
+
+    def parse(self, content: Buffer) -> Any:
+        return orjson.loads(content)
+
+
+async def _read(request: TensorRequest, headers: Headers) -> None:
+    _check_type(headers)
+    await read_body(request, request.app.state.settings.max_body_bytes)
+    request.split(headers.get(DOCUMENT_BYTES))
 
 
 def _as_json(scope: Scope) -> Scope:

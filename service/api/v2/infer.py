@@ -10,9 +10,8 @@ from starlette.responses import Response
 
 from models.chain import Chain
 from models.errors import InputError
-from service.api.state import MemoryState, RegistryState, SettingsState
 from service.api.v2 import tensors, texts
-from service.api.v2.body import BINARY, DOCUMENT_BYTES, JSON, TensorRequest, TensorRoute
+from service.api.v2.body import BINARY, DOCUMENT_BYTES, JSON, DirectTensorRoute, TensorRequest
 from service.api.v2.generate import sampling, tighten
 from service.api.v2.schemas import InferRequest, InferResponse, Ran
 from service.api.v2.tensors import Output
@@ -38,7 +37,7 @@ _ROUTE: dict[str, Any] = {
     "openapi_extra": {"parameters": [_HEADER], "requestBody": {"content": _AS_BYTES}},
 }
 
-router = APIRouter(prefix="/v2", route_class=TensorRoute)
+router = APIRouter(prefix="/v2", route_class=DirectTensorRoute)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,20 +50,13 @@ class Answer:
 
 @router.post("/models/{model}/versions/{version}/infer", **_ROUTE)
 @router.post("/models/{model}/infer", **_ROUTE)
-async def infer(
-    model: str,
-    body: InferRequest,
-    request: TensorRequest,
-    registry: RegistryState,
-    settings: SettingsState,
-    memory: MemoryState,
-    version: str | None = None,
-) -> Response:
+async def infer(model: str, body: InferRequest, request: TensorRequest, version: str | None = None) -> Response:
     """Run every row along its chain."""
-    engine = registry.get(model, version)
+    state = request.app.state
+    engine = state.registry.get(model, version)
     _check_names(body, engine)
     data = tensors.pieces(body.inputs, request.binary)
-    return _response(body, engine, await answer(body, data, engine, settings, memory))
+    return _response(body, engine, await answer(body, data, engine, state.settings, state.memory))
 
 
 async def answer(
