@@ -58,7 +58,12 @@ def serving(kind: str, file: Path, repository: Path, first: Call) -> Iterator[Se
     ours = [str(FATHOM), "serve", "--repository", str(repository), "--host", "127.0.0.1", "--port", str(port)]
     started = time.perf_counter()
     with subprocess.Popen(
-        ours if kind == "fathom" else peer, stdout=-3, stderr=-3, start_new_session=True, cwd=repository.parent
+        ours if kind == "fathom" else peer,
+        stdout=-3,
+        stderr=-3,
+        start_new_session=True,
+        cwd=repository.parent,
+        env={**os.environ, "FATHOM_ACCESS_LOG": "false"},  # the peers write none either
     ) as process:
         try:
             asyncio.run(_until_answered(port, first))

@@ -108,7 +108,7 @@ def test_errors_arrive_with_their_message_and_status(client: Any) -> None:
         (_tensor("features", rows[:, :63], "FP32", True), {}, "422", "dimension 1 is 63"),
         (_tensor("features", rows.astype(np.float64), "FP64", True), {}, "422", "the model takes FP32"),
         (_tensor("features", rows, "FP32", True), {"parameters": {"chain": "0,99"}}, "422", "layer 99"),
-        (_tensor("features", rows, "FP32", True), {"priority": 1}, "422", "priority"),
+        (_tensor("features", rows, "FP32", True), {"priority": 9}, "422", "priority"),
         (_tensor("features", rows, "FP32", True), {"request_compression_algorithm": "gzip"}, "415", "uncompressed"),
         (_tensor("features", rows, "FP32", True), {"model_version": "9"}, "404", "'9'"),
     ):

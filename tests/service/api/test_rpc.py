@@ -338,7 +338,7 @@ def test_client_that_leaves_frees_its_sequences(server: Any, client: Any) -> Non
         client.async_stream_infer("tinylm", _texts("12+7="), parameters=request)
         assert first.wait(10)
         client.stop_stream(cancel_requests=True)
-    _wait_until(lambda: server.metric("fathom_running_sequences") == server.metric("fathom_kv_slots_used") == 0)
+    _wait_until(lambda: server.metric("fathom_running_sequences") == server.metric("fathom_kv_pages_used") == 0)
 
 
 def test_full_queue_says_when_to_come_back(serve: Any) -> None:
