@@ -89,14 +89,14 @@ async def _run(body: InferRequest, engine: TensorEngine, arrays: dict[str, tenso
     chains = engine.affordable_chains(chain, len(next(iter(arrays.values()))))
     outputs, timing = await engine.forward(arrays, chains)
     written = [tensors.write(outputs[spec.name], spec) for spec in engine.manifest.outputs]
-    executed = 0 if timing.is_cached else sum(len(one) for one in chains)
+    executed = 0 if timing.is_cached else sum(len(one.layers) for one in chains)
     return Answer(written, ran(chains, executed, engine.num_layers * len(chains)))
 
 
 def ran(chains: Sequence[Chain], executed: int, full: int) -> Ran:
     """What a response says of the chains of its rows, in text form."""
-    different = set(chains)
-    chain = next(iter(different)).format() if len(different) == 1 else [one.format() for one in chains]
+    different = {one.layers for one in chains}
+    chain = chains[0].format() if len(different) == 1 else [one.format() for one in chains]
     return Ran(chain=chain, layers_executed=executed, layers_full=full, **noted())
 
 
