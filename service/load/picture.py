@@ -16,7 +16,7 @@ _BLUE, _ORANGE, _RED, _GREY = "#2b6cb0", "#c05621", "#c53030", "#718096"
 def draw(found: Sequence[Measurement], title: str, path: Path) -> None:
     """Write the figure; the file's ending chooses PNG, SVG or PDF."""
     with rc_context(_STYLE):
-        figure = Figure(figsize=(8, 3))
+        figure = Figure(figsize=(8, 3), layout="constrained")
         latency, throughput = figure.subplots(1, 2)
         loads = [one.load for one in found]
         for name, colour in (("p50_ms", _BLUE), ("p90_ms", _ORANGE), ("p99_ms", _RED)):
@@ -41,7 +41,7 @@ def _draw_throughput(axes: Any, found: Sequence[Measurement], loads: list[float]
         label = "weights read once a step" if has_tokens else "bare runtime"
         axes.plot(loads, limits, color=_GREY, linestyle="--", label=label)
     axes.set_ylabel("tokens per second" if has_tokens else "requests per second")
-    axes.set_ylim(bottom=0)
+    axes.set_yscale("log")  # the limit may be a hundred times what is measured
 
 
 def _limit(one: Measurement, has_tokens: bool) -> float | None:
