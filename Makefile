@@ -21,7 +21,7 @@ IMAGE := fathom-serving:$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.to
 export BUILDAH_FORMAT := docker
 export BUILD_ARGS RUN_ARGS
 
-.PHONY: serve test check bench image image-test clean
+.PHONY: serve test soak check bench image image-test clean
 
 serve: $(VENV)/.serve $(MODELS:%=repository/%/1/manifest.json)
 	exec $(BIN)/fathom serve --repository repository --port $(PORT)
@@ -29,6 +29,11 @@ serve: $(VENV)/.serve $(MODELS:%=repository/%/1/manifest.json)
 # One thread for each of the two processes: more would fight over two cores.
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not image" $(ARGS)
+
+# An hour of everything at once; SOAK_S=60 for a minute.
+SOAK_S ?= 3600
+soak: $(VENV)/.dev
+	FATHOM_SOAK_S=$(SOAK_S) OMP_NUM_THREADS=1 $(BIN)/pytest -q -s tests/e2e/test_soak.py
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

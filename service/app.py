@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from service.access import AccessMiddleware
 from service.api import chains, cola, health, jobs, kserve, models, openai, predict, v2
 from service.api.direct import DirectMiddleware
+from service.api.responses import DescribedApp
 from service.cola.database import Database
 from service.cola.jobs import JobLimits, Jobs
 from service.cola.memory import Memory
@@ -57,7 +58,7 @@ def create_app(settings: Settings) -> FastAPI:
         await registry.close()
         await database.close()
 
-    app = FastAPI(
+    app = DescribedApp(
         title="Fathom",
         description="An inference server whose models choose their own depth, request by request.",
         version=metadata.version("fathom-serving"),

@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from models.errors import (
     ArtifactError,
@@ -35,6 +36,7 @@ from service.logs import request_id
 
 _log = logging.getLogger("fathom.http")
 _RETRY_AFTER_S = 1
+_METHODS = ("DELETE", "GET", "POST")
 
 _IN_THE_LOG = "the log has the rest under this request id"
 
@@ -109,7 +111,15 @@ def add_handlers(app: FastAPI) -> None:
     async def http(request: Request, error: HTTPException) -> Response:
         response = problem(error.status_code, str(error.detail), f"{request.method} {request.url.path}: {error.detail}")
         response.headers.update(error.headers or {})
+        if error.status_code == 405:
+            response.headers["allow"] = ", ".join(_methods_of(request))
         return response
+
+
+def _methods_of(request: Request) -> list[str]:
+    """What a path can be asked for, by the first router that knows it; of several routes that names only one's."""
+    known = next(route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE)
+    return [method for method in _METHODS if known.matches({**request.scope, "method": method})[0] is Match.FULL]
 
 
 def _malformed(error: RequestValidationError) -> Response:
@@ -140,7 +150,7 @@ _OPENAI_CODES = {"no-such-model": "model_not_found", "the-queue-is-full": "rate_
 # Status and body in dialects that have an error shape of their own, from the problem document; the first path that fits
 # wins. Under /v1 two dialects live.
 _SHAPES: Sequence[tuple[re.Pattern[str], Callable[[Mapping[str, Any]], tuple[int, dict[str, object]]]]] = (
-    (re.compile(r"/v1/models/[^/]+:"), _kserve),
+    (re.compile(r"/v1/models/[^/]+:predict$"), _kserve),
     (re.compile(r"/v1(/|$)"), _openai),
     (re.compile(r"/v2(/|$)"), _kserve),
 )

@@ -12,6 +12,7 @@ from models.errors import InputError, UnavailableError
 from service.api.body import JsonRoute
 from service.api.constants import echo
 from service.api.paging import After, Limit, next_cursor, read_cursor
+from service.api.responses import PROBLEMS
 from service.api.schemas import Body
 from service.api.searches import SearchRequest, SearchResult, SearchUsed
 from service.api.state import MemoryState
@@ -24,7 +25,7 @@ _SHAPING = {"truth", "choices", "verifier", "max_new_tokens"}
 _Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Layer = Annotated[int, Field(ge=0)]
 
-router = APIRouter(prefix="/cola/chains", route_class=JsonRoute, tags=["cola"])
+router = APIRouter(prefix="/cola/chains", route_class=JsonRoute, tags=["cola"], responses=PROBLEMS)
 
 
 class RememberedChain(Body):

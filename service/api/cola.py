@@ -16,6 +16,7 @@ from service.api import sse
 from service.api.body import JsonRoute
 from service.api.chains import check_remember, remembered
 from service.api.constants import constants_of, echo
+from service.api.responses import PROBLEMS, STREAM
 from service.api.searches import (
     ChainOutcome,
     ParetoChain,
@@ -41,10 +42,10 @@ from service.engine.engine import Engine
 _CONCURRENT = 16
 _MAX_TREE_NODES = 512
 
-router = APIRouter(prefix="/cola", route_class=JsonRoute, tags=["cola"])
+router = APIRouter(prefix="/cola", route_class=JsonRoute, tags=["cola"], responses=PROBLEMS)
 
 
-@router.post("/search", response_model=SearchResponse | SearchesResponse)
+@router.post("/search", response_model=SearchResponse | SearchesResponse, responses=STREAM)
 async def search(
     body: SearchRequest, registry: RegistryState, settings: SettingsState, memory: MemoryState
 ) -> Response:

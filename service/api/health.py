@@ -2,13 +2,14 @@
 
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
+from service.api.responses import PROBLEMS
 from service.api.schemas import Health
 from service.api.state import LifecycleState, MetricsState, RegistryState
 from service.problems import problem
 
-router = APIRouter(tags=["operations"])
+router = APIRouter(tags=["operations"], responses=PROBLEMS)
 
 
 @router.get("/health/live")
@@ -28,7 +29,7 @@ async def ready(registry: RegistryState, lifecycle: LifecycleState) -> Response:
     return Response(Health(status="ready").model_dump_json(), media_type="application/json")
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(metrics: MetricsState) -> Response:
     """Prometheus text format."""
     return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)

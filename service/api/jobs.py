@@ -15,6 +15,7 @@ from service.api.body import JsonRoute
 from service.api.chains import check_remember, remembered
 from service.api.constants import constants_of
 from service.api.paging import After, Limit, next_cursor, read_cursor
+from service.api.responses import PROBLEMS, STREAM
 from service.api.searches import SearchRequest, SearchResult
 from service.api.state import JobsState, MemoryState, RegistryState, SettingsState
 from service.cola.jobs import Job, Jobs, Report
@@ -24,7 +25,7 @@ from service.engine.terms import NUM_PRIORITIES, Terms, set_terms
 from service.problems import problem
 from service.registry import Registry
 
-router = APIRouter(prefix="/cola/jobs", route_class=JsonRoute, tags=["cola"])
+router = APIRouter(prefix="/cola/jobs", route_class=JsonRoute, tags=["cola"], responses=PROBLEMS)
 
 
 class JobProgress(BaseModel):
@@ -88,7 +89,7 @@ async def show_job(identifier: str, jobs: JobsState) -> Response:
     return Response(_json(await jobs.get(identifier)), media_type="application/json")
 
 
-@router.get("/{identifier}/events")
+@router.get("/{identifier}/events", response_class=Response, responses=STREAM)
 async def watch_job(identifier: str, jobs: JobsState) -> Response:
     """Server-sent events: `progress` at once and at every news, at last `result`, `problem` or the final state."""
     return await sse.stream(_events(identifier, jobs))

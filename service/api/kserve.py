@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from models.errors import InputError, LengthError
 from service.api.body import JsonRoute
+from service.api.responses import PROBLEMS
 from service.api.schemas import Body, ChainChoice, SamplingParameters
 from service.api.state import MemoryState, RegistryState, SettingsState
 from service.api.v2.generate import sampling
@@ -25,7 +26,7 @@ from service.engine.tensor import TensorEngine
 
 _ERRORS: dict[int | str, dict[str, type]] = {"4XX": {"model": InferenceError}, "5XX": {"model": InferenceError}}
 
-router = APIRouter(tags=["kserve v1"], responses=_ERRORS, route_class=JsonRoute)
+router = APIRouter(tags=["kserve v1"], route_class=JsonRoute)
 
 
 class InstancesRequest(ChainChoice):
@@ -50,13 +51,13 @@ class Alive(Body):
     status: str
 
 
-@router.get("/")
+@router.get("/", responses=PROBLEMS)
 async def alive() -> Alive:
     """The process lives."""
     return Alive(status="alive")
 
 
-@router.post("/v1/models/{model}:predict", response_model=PredictionsResponse)
+@router.post("/v1/models/{model}:predict", response_model=PredictionsResponse, responses=_ERRORS)
 async def predict(
     model: str, body: InstancesRequest, registry: RegistryState, settings: SettingsState, memory: MemoryState
 ) -> Response:

@@ -2,11 +2,12 @@
 
 from fastapi import APIRouter
 
+from service.api.responses import PROBLEMS
 from service.api.schemas import ModelInfo
 from service.api.state import RegistryState
 from service.registry import Entry
 
-router = APIRouter(prefix="/models", tags=["models"])
+router = APIRouter(prefix="/models", tags=["models"], responses=PROBLEMS)
 
 
 @router.get("")

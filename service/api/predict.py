@@ -9,6 +9,7 @@ from starlette.responses import Response
 from models.errors import InputError, LengthError
 from service.api import sse
 from service.api.direct import DirectRoute
+from service.api.responses import PROBLEMS, STREAM
 from service.api.schemas import (
     EmbeddingOutput,
     Parameters,
@@ -29,10 +30,10 @@ from service.engine.terms import ask, noted
 from service.engine.work import Timing
 from service.logs import request_id
 
-router = APIRouter(route_class=DirectRoute, tags=["predict"])
+router = APIRouter(route_class=DirectRoute, tags=["predict"], responses=PROBLEMS)
 
 
-@router.post("/predict", response_model=PredictResponse)
+@router.post("/predict", response_model=PredictResponse, responses=STREAM)
 async def predict(body: PredictRequest, request: Request) -> Response:
     """Run every input along its chain."""
     state = request.app.state

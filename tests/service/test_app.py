@@ -45,3 +45,9 @@ def test_every_route_is_described() -> None:
 def test_docs_are_served(server: Any) -> None:
     assert server.client.get("/docs").status_code == 200
     assert server.client.get("/openapi.json").json()["paths"] == openapi()["paths"]
+
+
+def test_a_method_that_is_not_served_is_told_those_that_are(server: Any) -> None:
+    assert server.client.put("/cola/jobs").headers["allow"] == "GET, POST"
+    assert server.client.put("/cola/jobs/one").headers["allow"] == "DELETE, GET"
+    assert server.client.put("/v1/models/tinylm:predict").headers["allow"] == "POST"

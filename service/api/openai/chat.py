@@ -15,6 +15,7 @@ from service.api.openai.models import language_engine
 from service.api.openai.requests import ChatRequest
 from service.api.openai.samples import check_choices, samples_of
 from service.api.openai.streaming import ChatSpeaker, events
+from service.api.responses import STREAM
 from service.api.state import MemoryState, RegistryState, SettingsState
 from service.engine.language import LanguageEngine
 from service.logs import request_id
@@ -22,7 +23,7 @@ from service.logs import request_id
 router = APIRouter(prefix="/v1", route_class=JsonRoute)
 
 
-@router.post("/chat/completions", response_model=ChatResponse)
+@router.post("/chat/completions", response_model=ChatResponse, responses=STREAM)
 async def chat(body: ChatRequest, registry: RegistryState, settings: SettingsState, memory: MemoryState) -> Response:
     """Answer a conversation."""
     check_choices(1, body.n, settings)

@@ -14,6 +14,7 @@ from service.api.openai.models import language_engine
 from service.api.openai.requests import CompletionRequest
 from service.api.openai.samples import Sample, check_choices, prompts_of, samples_of
 from service.api.openai.streaming import Speaker, events
+from service.api.responses import STREAM
 from service.api.state import MemoryState, RegistryState, SettingsState
 from service.engine.language import Completion, LanguageEngine
 from service.logs import request_id
@@ -21,7 +22,7 @@ from service.logs import request_id
 router = APIRouter(prefix="/v1", route_class=JsonRoute)
 
 
-@router.post("/completions", response_model=CompletionResponse)
+@router.post("/completions", response_model=CompletionResponse, responses=STREAM)
 async def complete(
     body: CompletionRequest, registry: RegistryState, settings: SettingsState, memory: MemoryState
 ) -> Response:

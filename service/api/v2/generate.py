@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
 
 import orjson
 from fastapi import APIRouter
@@ -10,6 +9,7 @@ from starlette.responses import Response
 
 from models.errors import InputError
 from service.api import sse
+from service.api.responses import STREAM
 from service.api.schemas import SamplingParameters
 from service.api.state import MemoryState, RegistryState
 from service.api.v2.body import JSON, TensorRoute
@@ -20,8 +20,6 @@ from service.engine.language import Completion, LanguageEngine
 from service.engine.sampling import Sampling
 from service.engine.terms import ask, noted
 from service.problems import problem_of
-
-_STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
 
 router = APIRouter(prefix="/v2", route_class=TensorRoute)
 
@@ -38,8 +36,8 @@ async def generate(
     return Response(_told(body, engine, done.text, done).model_dump_json(exclude_none=True), media_type=JSON)
 
 
-@router.post("/models/{model}/versions/{version}/generate_stream", response_model=GenerateResponse, responses=_STREAM)
-@router.post("/models/{model}/generate_stream", response_model=GenerateResponse, responses=_STREAM)
+@router.post("/models/{model}/versions/{version}/generate_stream", response_model=GenerateResponse, responses=STREAM)
+@router.post("/models/{model}/generate_stream", response_model=GenerateResponse, responses=STREAM)
 async def generate_stream(
     model: str, body: GenerateRequest, registry: RegistryState, memory: MemoryState, version: str | None = None
 ) -> Response:
