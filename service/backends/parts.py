@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from models.artifact import LanguageSpec, TensorSpec
+from models.errors import BackendError
 from service.backends.arrays import Arrays
 from service.backends.kv import PAGE_SIZE, KVCache
 from service.backends.protocol import Array, Carry, Ints, Rows, Selection
@@ -187,4 +188,8 @@ def unchanged(*arrays: Any) -> Sequence[Any]:
 
 def closed_parts() -> Parts:
     """Parts of a backend that gave its memory back: whoever still holds the backend holds no weights."""
-    return Parts(unchanged, (), unchanged)
+    return Parts(_refuse, (), _refuse)
+
+
+def _refuse(*arrays: Any) -> Sequence[Any]:
+    raise BackendError("the model was unloaded")

@@ -138,7 +138,8 @@ class Batcher:
                 except Exception as error:
                     _log.exception("a turn of the device thread failed")
                     self._give_up(error)
-        self._backend.close()
+        with self._device:  # the event loop may be at work on the last batch
+            self._backend.close()
 
     def _wait(self) -> bool:
         with self._changed:

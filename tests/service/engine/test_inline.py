@@ -32,9 +32,14 @@ class Watched:
     def __init__(self, inner: Backend, pass_s: float = 0.0) -> None:
         self._inner, self._pass_s = inner, pass_s
         self.passes: list[tuple[int, int]] = []  # thread, rows
+        self.is_closed = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
+
+    def close(self) -> None:
+        self.is_closed = True
+        self._inner.close()
 
     def embed(self, inputs: Mapping[str, Array], rows: Rows | None = None) -> Carry:
         (array,) = inputs.values()
@@ -180,5 +185,19 @@ def test_rows_that_come_while_the_device_thread_works_are_taken_by_it(tensor_man
         answer = await asyncio.wait_for(waiting.future, WAIT_S)
         assert isinstance(answer, Tensors)
         assert threading.get_ident() not in {thread for thread, _ in backend.passes}
+
+    on(tensor_manifest, test)
+
+
+def test_model_is_not_closed_under_a_batch_on_the_event_loop(tensor_manifest: Manifest) -> None:
+    async def test(batcher: Batcher, backend: Watched) -> None:
+        await known(batcher, backend)
+        closing = threading.Thread(target=batcher.close)
+        with batcher._device:  # as the event loop holds it during a batch
+            closing.start()
+            closing.join(0.2)
+            assert not backend.is_closed
+        closing.join(WAIT_S)
+        assert backend.is_closed
 
     on(tensor_manifest, test)
