@@ -77,7 +77,7 @@ class Executor:
         return self._backend.merge(carry, call.rows, self._backend.layer(call.layer, part, rows))
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)  # tens of kilobytes each
 def _calls(chains: tuple[Chain, ...]) -> tuple[_Call, ...]:
     return tuple(_call(group, len(chains)) for group in plan(chains))
 

@@ -22,11 +22,12 @@ class Group:
 
 
 Plan: TypeAlias = tuple[Group, ...]
+# A batch keeps its composition for many steps; the plan of many rows on many chains takes tens of kilobytes.
+_NUM_KEPT = 256
 # The rows that wait for each layer, and each row's next visit -> the layer to call.
 _Rule: TypeAlias = Callable[[dict[int, list[int]], Sequence[Chain], Sequence[int]], int]
 
 
-@lru_cache(maxsize=4096)
 def plan(chains: tuple[Chain, ...]) -> Plan:
     """The shortest plan the rules find: every row makes every visit of its chain exactly once, in order.
 
@@ -39,7 +40,7 @@ def plan(chains: tuple[Chain, ...]) -> Plan:
     return tuple(_spread(group, [rows[chain] for chain in distinct]) for group in _plan(distinct))
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=_NUM_KEPT)
 def _plan(chains: tuple[Chain, ...]) -> Plan:
     """The plan of distinct chains, a row each, however many rows take them and in whatever order."""
     if len(chains) == 1:
