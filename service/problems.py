@@ -150,7 +150,7 @@ _OPENAI_CODES = {"no-such-model": "model_not_found", "the-queue-is-full": "rate_
 # Status and body in dialects that have an error shape of their own, from the problem document; the first path that fits
 # wins. Under /v1 two dialects live.
 _SHAPES: Sequence[tuple[re.Pattern[str], Callable[[Mapping[str, Any]], tuple[int, dict[str, object]]]]] = (
-    (re.compile(r"/v1/models/[^/]+:predict$"), _kserve),
+    (re.compile(r"/v1/models/[^/]+:(predict|explain)$"), _kserve),
     (re.compile(r"/v1(/|$)"), _openai),
     (re.compile(r"/v2(/|$)"), _kserve),
 )
