@@ -184,11 +184,7 @@ def _scored(body: PredictRequest, engine: LanguageEngine, judged: Sequence[Judge
         )
         for one in judged
     ]
-    usage = Usage(
-        prompt_tokens=sum(one.num_prompt_tokens for one in judged),
-        layer_evaluations=sum(one.layer_evaluations for one in judged),
-    )
-    return _response(engine, outputs, usage, [one.timing for one in judged])
+    return _response(engine, outputs, _reading(judged), [one.timing for one in judged])
 
 
 def _embedded(engine: LanguageEngine, done: Sequence[Embedding]) -> PredictResponse:
@@ -201,11 +197,15 @@ def _embedded(engine: LanguageEngine, done: Sequence[Embedding]) -> PredictRespo
         )
         for one in done
     ]
-    usage = Usage(
+    return _response(engine, outputs, _reading(done), [one.timing for one in done])
+
+
+def _reading(done: Sequence[Judgement | Embedding]) -> Usage:
+    """What it cost to read texts and continue none."""
+    return Usage(
         prompt_tokens=sum(one.num_prompt_tokens for one in done),
         layer_evaluations=sum(one.layer_evaluations for one in done),
     )
-    return _response(engine, outputs, usage, [one.timing for one in done])
 
 
 def _response(
