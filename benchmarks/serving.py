@@ -63,7 +63,8 @@ def serving(kind: str, file: Path, repository: Path, first: Call) -> Iterator[Se
         stderr=-3,
         start_new_session=True,
         cwd=repository.parent,
-        env={**os.environ, "FATHOM_ACCESS_LOG": "false"},  # the peers write none either
+        # As the peers: one thread, no line for each request.
+        env={**os.environ, "FATHOM_NUM_THREADS": "1", "FATHOM_ACCESS_LOG": "false"},
     ) as process:
         try:
             asyncio.run(_until_answered(port, first))
