@@ -159,7 +159,7 @@ def _language(model: LayeredModel, checkpoint: Path, folder: Path) -> LanguageSp
         (folder / TEMPLATE).write_text(template)
     return LanguageSpec(
         vocab_size=config.vocab_size,
-        max_length=config.max_position_embeddings,
+        max_length=config.max_length,
         num_kv_heads=config.num_key_value_heads,
         head_size=config.head_size,
         eos_token_ids=_eos_token_ids(checkpoint, config.eos_token_id),

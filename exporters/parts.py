@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from models.artifact import Datatype, TensorSpec
 from models.errors import ArtifactError
 from models.layered import LayeredModel, TensorStack
+from models.lm.mlp import Experts
 from models.lm.model import LanguageModel
 from models.mixers.residual_mlp import ResidualMLP
 
@@ -134,8 +135,9 @@ def split(model: LayeredModel) -> Parts:
 
 
 def visit_cost(layer: nn.Module) -> int:
-    """Multiply-accumulates of one visit for one row (one token), counted from the linear weights."""
-    return sum(module.weight.numel() for module in layer.modules() if isinstance(module, nn.Linear))
+    """Multiply-accumulates of one visit for one row (one token), counted from the weights a token meets."""
+    linear = sum(module.weight.numel() for module in layer.modules() if isinstance(module, nn.Linear))
+    return linear + sum(module.num_active_weights for module in layer.modules() if isinstance(module, Experts))
 
 
 def as_tuple(outputs: Any) -> Tensors:
@@ -149,10 +151,11 @@ def _split_language(model: LanguageModel) -> Parts:
     heads, num_layers = config.num_key_value_heads, config.num_hidden_layers
     token_ids, starts = Port("token_ids", ("batch", "length"), "INT64"), Port("starts", ("batch",), "INT64")
     hidden = Port("hidden", ("batch", "length", width))
+    # Not "cos" and "sin": the exporter gives these names to the operators.
     shared = (
-        Port("cos", ("batch", "length", size)),
-        Port("sin", ("batch", "length", size)),
-        Port("mask", ("batch", 1, "length", "total"), "BOOL"),
+        Port("cosine", ("batch", "length", config.rotary_size)),
+        Port("sine", ("batch", "length", config.rotary_size)),
+        Port("mask", ("batch", len(config.windows), "length", "total"), "BOOL"),
     )
     past = tuple(Port(f"past_{name}", ("batch", heads, "past", size)) for name in ("key", "value"))
     new = tuple(Port(name, ("batch", heads, "length", size)) for name in ("key", "value"))
@@ -169,6 +172,10 @@ def _split_language(model: LanguageModel) -> Parts:
     )
     with torch.no_grad():
         carried = model.embed(*first)
+    # Of random masks no two are alike, so that a layer that looks through another one is told from its neighbours.
+    seen = torch.rand(carried[-1].shape, generator=random) < 0.5
+    seen[..., -1] = True
+    carried = (*carried[:-1], seen)
     layer_inputs, layer_outputs = (hidden, *shared, *past), (Port("hidden_out", hidden.dims), *new)
     layers = tuple(
         Part(f"layer_{i:03}", layer, layer_inputs, layer_outputs, (*carried, *(tensor[i] for tensor in cached)))

@@ -130,7 +130,7 @@ def test_graphs_have_the_agreed_names_and_readable_axes(exported_lm: Exported) -
     cache, new = ["batch", 2, "past", 8], ["batch", 2, "length", 8]
     hidden, angles = ["batch", "length", 32], ["batch", "length", 8]
     mask, logits = ["batch", 1, "length", "total"], ["batch", "length", 48]
-    shared = {"cos": angles, "sin": angles, "mask": mask}
+    shared = {"cosine": angles, "sine": angles, "mask": mask}
     tokens = {"token_ids": ["batch", "length"], "starts": ["batch"]}
     layer = (
         {"hidden": hidden, **shared, "past_key": cache, "past_value": cache},
