@@ -14,8 +14,9 @@ from typing import TypeAlias, get_args
 
 import models
 from exporters import onnx, safetensors, torchscript
-from exporters.parts import Parts, Runs, split, visit_cost
+from exporters.parts import Parts, Runs, visit_cost
 from exporters.publish import Exported, file_records, new_version
+from exporters.split import split
 from exporters.verify import TOLERANCE, verify
 from models.artifact import Form, Format, LanguageSpec, LayersSpec, Manifest, file_record
 from models.checkpoint import load_checkpoint

@@ -4,7 +4,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from exporters.parts import Runs, split
+from exporters.parts import Runs
+from exporters.split import split
 from models.checkpoint import load_checkpoint
 
 WEIGHTS = "model.safetensors"
