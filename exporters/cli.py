@@ -40,7 +40,7 @@ def export(
 
 
 def adopt(
-    file: Annotated[Path, typer.Argument(help="An .onnx file, or a TorchScript .pt file.")],
+    file: Annotated[Path, typer.Argument(help="A Hugging Face directory, an .onnx file, or a TorchScript .pt file.")],
     name: Annotated[str, typer.Option(help="Name to serve it under.")],
     repository: Repository = Path("repository"),
     given: Annotated[
@@ -50,11 +50,32 @@ def adopt(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Serve somebody's ONNX or TorchScript file as one whole graph."""
-    from exporters.adopt import adopt_file, parse_input
+    """Serve what somebody else trained: a checkpoint directory layer by layer, a graph as a whole."""
+    if file.is_dir():
+        exported = _adopt_directory(file, name, repository, given, model_version, overwrite)
+    else:
+        from exporters.adopt import adopt_file, parse_input
 
-    specs = [parse_input(text) for text in given or ()]
-    _show(adopt_file(file, repository, name, model_version, specs, overwrite), as_json)
+        specs = [parse_input(text) for text in given or ()]
+        exported = adopt_file(file, repository, name, model_version, specs, overwrite)
+    _show(exported, as_json)
+
+
+def _adopt_directory(
+    directory: Path,
+    name: str,
+    repository: Path,
+    given: list[str] | None,
+    model_version: str,
+    overwrite: bool,
+) -> "Exported":
+    from exporters.export import export_checkpoint
+    from models.errors import InputError
+
+    if given:
+        raise InputError(f"--input says {given}, and a directory's config.json says it all; leave --input out")
+    with _progress(f"import {directory}") as report:
+        return export_checkpoint(directory, repository, ("safetensors",), name, model_version, overwrite, report)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 Knows which formats there are and what the manifest says; knows neither how a format is written nor who reads it.
 """
 
+import hashlib
 import json
 import re
 import shutil
@@ -25,6 +26,7 @@ from models.layered import LayeredModel
 from models.lm.chat import TEMPLATE, ChatTemplate, find_template, special_tokens
 from models.lm.model import LanguageModel
 from models.lm.tokenizer import Tokenizer
+from models.shards import Shards
 
 FORMATS: tuple[Format, ...] = get_args(Format)
 TOKENIZER = "tokenizer.json"
@@ -123,9 +125,10 @@ def _write_form(format: Format, parts: Parts, checkpoint: Path, folder: Path) ->
 
 def _verified(format: Format, parts: Parts, folder: Path) -> Form:
     """The manifest's entry of a written format. Raises ArtifactError if it does not load or is not what torch gives."""
+    if format == "safetensors":  # the very files that `parts` were read from
+        safetensors.check(parts)
+        return Form(whole=f"{format}/{safetensors.entry(folder)[0]}", tolerance=0.0)
     measured = verify(_load(format, folder, len(parts.layers)), parts)
-    if format == "safetensors":
-        return Form(whole=f"{format}/{safetensors.WEIGHTS}", tolerance=TOLERANCE, measured=measured)
     embed, *layers, head, whole = (f"{format}/{part.name}{_SUFFIX[format]}" for part in parts)
     return Form(embed=embed, layers=tuple(layers), head=head, whole=whole, tolerance=TOLERANCE, measured=measured)
 
@@ -134,9 +137,7 @@ def _load(format: Format, folder: Path, num_layers: int) -> Runs:
     try:
         if format == "onnx":
             return onnx.load(folder, num_layers)
-        if format == "torchscript":
-            return torchscript.load(folder, num_layers)
-        return safetensors.load(folder)
+        return torchscript.load(folder, num_layers)
     except FathomError:
         raise
     except Exception as error:  # runtimes share no error class
@@ -152,7 +153,7 @@ def _language(model: LayeredModel, checkpoint: Path, folder: Path) -> LanguageSp
     """What a server needs of a language model; copies its tokenizer and chat template."""
     if not isinstance(model, LanguageModel):
         return None
-    Tokenizer(checkpoint / TOKENIZER)
+    _check_tokenizer(checkpoint, model.config.vocab_size)
     shutil.copyfile(checkpoint / TOKENIZER, folder / TOKENIZER)
     config, template = model.config, find_template(checkpoint)
     if template is not None:
@@ -168,6 +169,20 @@ def _language(model: LayeredModel, checkpoint: Path, folder: Path) -> LanguageSp
         chat_template=None if template is None else TEMPLATE,
         special_tokens=special_tokens(checkpoint),
     )
+
+
+def _check_tokenizer(checkpoint: Path, vocab_size: int) -> None:
+    """Raises ArtifactError if there is none, or if it is another model's. Models may have room for more tokens."""
+    if not (checkpoint / TOKENIZER).is_file():
+        raise ArtifactError(
+            f"{checkpoint} has no {TOKENIZER}; save it with transformers' fast tokenizer (save_pretrained writes it)"
+        )
+    last = Tokenizer(checkpoint / TOKENIZER).last_token_id
+    if last >= vocab_size:
+        raise ArtifactError(
+            f"{checkpoint / TOKENIZER} has a token {last} and config.json says vocab_size = {vocab_size}; "
+            "it is another model's tokenizer"
+        )
 
 
 def _eos_token_ids(checkpoint: Path, configured: int | tuple[int, ...] | None) -> tuple[int, ...]:
@@ -191,7 +206,13 @@ def _provenance(checkpoint: Path, forms: Mapping[Format, Form]) -> dict[str, str
     libraries = ["torch", *(("onnx", "onnxscript") if "onnx" in forms else ())]
     return {
         "checkpoint": checkpoint.resolve().name,
-        "weights_sha256": file_record(checkpoint / safetensors.WEIGHTS).sha256,
+        "weights_sha256": _weights_sha256(checkpoint),
         **{fact: match[1] for fact, match in found.items() if match},
         **{library: installed(library) for library in libraries},
     }
+
+
+def _weights_sha256(checkpoint: Path) -> str:
+    """Of the file of weights, or of the hashes of its shards."""
+    hashes = [file_record(checkpoint / file).sha256 for file in Shards(checkpoint).files]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()

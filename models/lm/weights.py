@@ -47,7 +47,8 @@ def load(directory: Path, dtype: torch.dtype | None = torch.float32) -> Language
         model = LanguageModel(config)
     wanted = {name: source(name, architecture, config, shards.names) for name in _parameters(model)}
     _check_names(directory, wanted, architecture, config, shards)
-    load_into(model, {name: partial(_made, shards, found) for name, found in wanted.items()}, dtype)
+    by_file = sorted(wanted.items(), key=lambda one: shards.file_of(one[1].names[0]))
+    load_into(model, {name: partial(_made, shards, found) for name, found in by_file}, dtype)
     if config.is_tied:
         model.tie()
     return model.eval()
