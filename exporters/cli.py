@@ -40,42 +40,31 @@ def export(
 
 
 def adopt(
-    file: Annotated[Path, typer.Argument(help="A Hugging Face directory, an .onnx file, or a TorchScript .pt file.")],
+    source: Annotated[
+        str,
+        typer.Argument(help="A Hugging Face directory, the id of a hub model, an .onnx or a TorchScript .pt file."),
+    ],
     name: Annotated[str, typer.Option(help="Name to serve it under.")],
     repository: Repository = Path("repository"),
     given: Annotated[
         list[str] | None, typer.Option("--input", help="What the file does not say, as NAME:DATATYPE:SHAPE.")
     ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
     model_version: ModelVersion = "1",
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Serve what somebody else trained: a checkpoint directory layer by layer, a graph as a whole."""
-    if file.is_dir():
-        exported = _adopt_directory(file, name, repository, given, model_version, overwrite)
+    from exporters.adopt import adopt_checkpoint, adopt_file, parse_input
+    from exporters.hub import is_hub_id
+
+    if Path(source).is_dir() or (is_hub_id(source) and not Path(source).exists()):
+        with _progress(f"import {source}") as report:
+            exported = adopt_checkpoint(source, revision, given, repository, name, model_version, overwrite, report)
     else:
-        from exporters.adopt import adopt_file, parse_input
-
         specs = [parse_input(text) for text in given or ()]
-        exported = adopt_file(file, repository, name, model_version, specs, overwrite)
+        exported = adopt_file(Path(source), repository, name, model_version, specs, overwrite)
     _show(exported, as_json)
-
-
-def _adopt_directory(
-    directory: Path,
-    name: str,
-    repository: Path,
-    given: list[str] | None,
-    model_version: str,
-    overwrite: bool,
-) -> "Exported":
-    from exporters.export import export_checkpoint
-    from models.errors import InputError
-
-    if given:
-        raise InputError(f"--input says {given}, and a directory's config.json says it all; leave --input out")
-    with _progress(f"import {directory}") as report:
-        return export_checkpoint(directory, repository, ("safetensors",), name, model_version, overwrite, report)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version as installed
 from itertools import count
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeAlias, get_args
 
 import models
@@ -46,8 +47,9 @@ def export_checkpoint(
     version: str = "1",
     overwrite: bool = False,
     report: Report = lambda what, done, total: None,
+    origin: Mapping[str, str] = MappingProxyType({}),
 ) -> Exported:
-    """Export a checkpoint directory.
+    """Export a checkpoint directory; `origin` is what its provenance says beside what the directory tells.
 
     A format that cannot be written or differs from eager torch is left out and told in `refused`. Raises ArtifactError
     if none is left, if the checkpoint is unusable or if the version exists already.
@@ -68,7 +70,7 @@ def export_checkpoint(
             language=language,
             forms=forms,
             files=file_records(folder),
-            provenance=_provenance(checkpoint, forms),
+            provenance={**_provenance(checkpoint, forms), **origin},
         )
         manifest.write(folder)
     return Exported(repository / name / version, manifest, refused)
