@@ -100,7 +100,8 @@ def _write_forms(
 ) -> tuple[dict[Format, Form], dict[Format, str]]:
     forms: dict[Format, Form] = {}
     refused: dict[Format, str] = {}
-    steps, total = count(1), sum(3 if format == "safetensors" else len(parts.layers) + 4 for format in formats)
+    files = {"safetensors": 1 + len(safetensors.entry(checkpoint))}
+    steps, total = count(1), sum(1 + files.get(format, len(parts.layers) + 3) for format in formats)
     for format in formats:
         try:
             for file in _write_form(format, parts, checkpoint, folder / format):
