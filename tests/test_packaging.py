@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-PACKAGES = ("models", "exporters", "service", "training")
+PACKAGES = ("fathom", "models", "exporters", "service", "training")
 
 
 @pytest.fixture(scope="module")
