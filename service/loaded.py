@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar, Unpack
 import orjson
 
 from models.artifact import MANIFEST, Manifest
-from models.errors import UnavailableError
+from models.errors import InputError, UnavailableError
 from service.api import predict
 from service.api.schemas import PredictRequest
 from service.backends.open import refuse_both_runtimes
@@ -82,6 +82,7 @@ class Loaded:
     async def _close(self) -> None:
         await self._registry.close()
         await self._database.close()
+        await self._loop.shutdown_default_executor()
 
     async def _predict(self, inputs: Inputs, asked: Asking) -> Prediction:
         engine = self._engine
@@ -134,6 +135,8 @@ def _body(name: str, inputs: Inputs, asked: Asking) -> PredictRequest:
     body: dict[str, Any] = orjson.loads(orjson.dumps(said, option=orjson.OPT_SERIALIZE_NUMPY))
     if arrays is not None:
         body["inputs"] = arrays
+    elif not body["inputs"]:
+        raise InputError("no inputs came; send at least one")
     request: PredictRequest = validated(PredictRequest, body)
     return request
 

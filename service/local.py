@@ -80,7 +80,7 @@ async def _engine(repository: Path | None, name: str) -> AsyncIterator[Engine]:
 def validated(model: type[Any], body: dict[str, Any]) -> Any:
     """A body as a route would have read it. Raises InputError naming the field."""
     try:
-        checked: BaseModel = model.modelvalidated(body)
+        checked: BaseModel = model.model_validate(body)
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error
