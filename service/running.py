@@ -14,7 +14,6 @@ from models.artifact import list_versions
 from models.errors import BackendError, InputError
 from service import server
 from service.app import create_app
-from service.backends.open import refuse_both_runtimes
 from service.bound import Bound, Tensors, bind
 from service.ending import close_at_end, forget
 from service.settings import Settings, read_settings
@@ -27,8 +26,7 @@ class Running:
 
     def __init__(self, settings: Settings, bound: Mapping[str, Bound], left: ExitStack) -> None:
         """Returns once every model was tried; `left` is closed at the end. Raises AddressError or BackendError."""
-        self._left = left
-        listener = server.listen(settings.host, settings.port)
+        listener = server.prepare(settings)
         host, port = listener.getsockname()[:2]
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         app = create_app(settings, bound)
@@ -36,9 +34,11 @@ class Running:
         # A daemon, for the interpreter waits for other threads before it tells anyone that it ends.
         self._thread = threading.Thread(target=self._server.run, args=([listener],), name="fathom-server", daemon=True)
         self._thread.start()
+        self._left = left.pop_all()
         close_at_end(self, self.close)
         while not self._lifecycle.is_loaded:
             if not self._thread.is_alive():
+                self.close()
                 raise BackendError("the server did not start; the log says why")
             time.sleep(_TICK_S)
 
@@ -114,9 +114,8 @@ def serve(
         folder = repository or left.enter_context(tempfile.TemporaryDirectory(prefix="fathom-"))
         chosen = read_settings(None, repository=folder, **settings)
         _check_names(bound, chosen.repository)
-        refuse_both_runtimes()
         if not block:
-            return Running(chosen, bound, left.pop_all())
+            return Running(chosen, bound, left)
         _refuse_event_loop()
         server.serve(chosen, bound)
     return None

@@ -89,12 +89,7 @@ class Server(uvicorn.Server):
 
 def serve(settings: Settings, bound: Mapping[str, Bound] | None = None) -> None:
     """Serve until SIGTERM or SIGINT. Raises AddressError or BackendError before anything is loaded."""
-    refuse_both_runtimes()
-    listener = listen(settings.host, settings.port)
-    if settings.grpc_port is not None:
-        check_installed()
-        # For the message: gRPC binds it once the app starts.
-        listen(settings.host, settings.grpc_port, "--grpc-port").close()
+    listener = prepare(settings)
     configure_logs(with_access=settings.access_log)
     app = create_app(settings, bound)
     # What start-up made lives as long as the process; a collection that walks it would hold up every request.
@@ -102,6 +97,17 @@ def serve(settings: Settings, bound: Mapping[str, Bound] | None = None) -> None:
     gc.freeze()
     _log.info("listening", extra={"fields": {"address": "{}:{}".format(*listener.getsockname()[:2])}})
     server_of(app, settings).run(sockets=[listener])
+
+
+def prepare(settings: Settings) -> socket.socket:
+    """What listens for a server that can start. Raises AddressError or BackendError."""
+    refuse_both_runtimes()
+    listener = listen(settings.host, settings.port)
+    if settings.grpc_port is not None:
+        check_installed()
+        # For the message: gRPC binds it once the app starts.
+        listen(settings.host, settings.grpc_port, "--grpc-port").close()
+    return listener
 
 
 def listen(host: str, port: int, option: str = "--port") -> socket.socket:

@@ -68,8 +68,15 @@ def predict_body(model: str, inputs: Inputs, asked: Mapping[str, Any]) -> dict[s
     """The body of POST /predict; what is None is left out."""
     said = {name: value for name, value in asked.items() if value is not None and name not in _TERMS}
     beside = {name: said.pop(name) for name in _BESIDE_PARAMETERS if name in said}
-    body = {"model": model, "inputs": [inputs] if isinstance(inputs, str) else inputs, **beside}
+    body = {"model": model, "inputs": _listed(inputs), **beside}
     return {**body, "parameters": said} if said else body
+
+
+def _listed(inputs: Inputs) -> Any:
+    """One text as a list of it, and an array, which may hold texts, as lists."""
+    if isinstance(inputs, np.ndarray):
+        return inputs.tolist()
+    return [inputs] if isinstance(inputs, str) else inputs
 
 
 def search_body(model: str, sample: Any, asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from service.client.errors import InvalidError, ProblemError, TimeOverError, Una
 from service.client.events import Tokens
 from service.client.results import Health, ModelInfo, Prediction, Search, Tensor, Token
 from service.client.retry import Attempts, Retries
-from service.client.sync import LIMITS, TIMEOUT_S, URL, broken, headers_of
+from service.client.sync import LIMITS, TIMEOUT_S, URL, address, broken, headers_of
 
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ class AsyncClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         named = headers_of(client_id, headers)
-        self._http = httpx.AsyncClient(base_url=url, headers=named, limits=LIMITS, transport=transport)
+        self._http = httpx.AsyncClient(base_url=address(url), headers=named, limits=LIMITS, transport=transport)
         self._timeout_s, self._retries = timeout, retries or Retries()
         self._takes: dict[tuple[str, str | None], tuple[Tensor, ...]] = {}
 

@@ -19,6 +19,8 @@ from service.client.errors import (
 
 # Part of the time left, and at most so many seconds of it, that a server is not told of: for its answer's way back.
 _WAY_BACK, _MOST_WAY_BACK_S = 0.1, 0.1
+# More than sockets and servers take.
+_FOR_EVER_S = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class Attempts:
         draw: Callable[[], float] = random.random,
     ) -> None:
         self._retries, self._clock, self._draw = retries, clock, draw
-        self._ends = None if timeout_s is None else clock() + timeout_s
+        self._ends = None if timeout_s is None or timeout_s >= _FOR_EVER_S else clock() + timeout_s
         self._timeout_s = timeout_s
         self._num_failed = 0
 

@@ -39,7 +39,7 @@ class Client:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         named = headers_of(client_id, headers)
-        self._http = httpx.Client(base_url=url, headers=named, limits=LIMITS, transport=transport)
+        self._http = httpx.Client(base_url=address(url), headers=named, limits=LIMITS, transport=transport)
         self._timeout_s, self._retries = timeout, retries or Retries()
         self._takes: dict[tuple[str, str | None], tuple[Tensor, ...]] = {}
 
@@ -171,6 +171,11 @@ class Stream:
 
     def __exit__(self, *raised: object) -> None:
         self.close()
+
+
+def address(url: str) -> str:
+    """A URL, of which the scheme may be left out."""
+    return url if "://" in url else f"http://{url}"
 
 
 def headers_of(client_id: str | None, headers: Mapping[str, str] | None) -> dict[str, str]:

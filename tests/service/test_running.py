@@ -20,6 +20,7 @@ import pytest
 from models.errors import InputError
 from service import bind, serve
 from service.running import Running
+from service.server import AddressError
 from service.settings import SettingsError
 
 ROOT = Path(__file__).parents[2]
@@ -201,6 +202,29 @@ def test_repository_is_served_beside(tiny_repository: Path, models: Models) -> N
 def test_what_cannot_be_served_is_told_before_anything_starts(arguments: Any, options: Any, told: str) -> None:
     with pytest.raises((InputError, SettingsError), match=told):
         serve(*arguments, **{"block": False, "port": 0, **options})
+
+
+def test_model_that_is_unloaded_is_gone(models: Models) -> None:
+    both = {"double": bind(models.double, X), "other": bind(models.picky, X)}
+    with serve(both, block=False, port=0) as server, httpx.Client(base_url=server.url) as client:
+        assert client.post("/models/other/unload").json() == []
+        assert [one["name"] for one in client.get("/models").json()] == ["double"]
+        for path, body in (("/predict", {"model": "other", "inputs": [[1, 2, 3]]}), ("/models/other/load", None)):
+            answer = client.post(path, json=body)
+            assert (answer.status_code, answer.json()["title"]) == (404, "No such model")
+        assert ask(server, "double", [[1, 2, 3]]).status_code == 200
+
+
+def test_address_in_use_is_told_and_nothing_is_left(models: Models) -> None:
+    with serve(models.double, inputs=X, block=False, port=0) as server:
+        before = set(threading.enumerate())
+        for taken in (
+            {"port": int(server.url.rpartition(":")[2])},
+            {"port": 0, "grpc_port": 1 << 15, "host": "192.0.2.1"},
+        ):
+            with pytest.raises(AddressError):
+                serve(models.double, inputs=X, block=False, **taken)
+        assert set(threading.enumerate()) <= before
 
 
 def test_event_loop_is_not_blocked() -> None:

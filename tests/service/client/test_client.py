@@ -1,5 +1,6 @@
 """Both clients against a real server: every method, its answer as a record, and every fault as a typed error."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fathom import Client, InvalidError, ServerError, TimeOverError, UnavailableError, UnknownError, UnreachableError
+from fathom import (
+    AsyncClient,
+    Client,
+    InvalidError,
+    ServerError,
+    TimeOverError,
+    UnavailableError,
+    UnknownError,
+    UnreachableError,
+)
 from service.client.results import Health, Tensor
 from service.client.retry import Retries
 
@@ -167,6 +177,26 @@ def test_who_stops_listening_stops_the_work(connect: Any, serve: Any, pace: Any)
         assert client.predict(
             "tinylm", "1+1=", max_new_tokens=1
         ).answers  # the connection is fit for more, or a new one
+
+
+def test_cancelled_call_ends_at_the_server(serve: Any, pace: Any) -> None:
+    async def leave(address: str) -> None:
+        async with AsyncClient(address) as client:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(client.predict("tinylm", "12+7=", max_new_tokens=50, temperature=5.0), 0.2)
+
+    with serve() as server:
+        pace.seconds = 0.05
+        asyncio.run(leave(url(server)))
+        wait_until(lambda: server.metric("fathom_cancelled_total", model="tinylm") == 1)
+        wait_until(lambda: server.metric("fathom_running_sequences", model="tinylm") == 0)
+
+
+def test_arrays_may_hold_texts_or_token_ids(client: Any) -> None:
+    wanted = client.predict("tinylm", ["1+1=", "2+2="], max_new_tokens=2).texts
+    assert client.predict("tinylm", np.array(["1+1=", "2+2="]), max_new_tokens=2).texts == wanted
+    ids = client.predict("tinylm", np.array([[1, 2, 3]]), max_new_tokens=1)
+    assert ids.answers == client.predict("tinylm", [[1, 2, 3]], max_new_tokens=1).answers
 
 
 def test_time_of_a_call_is_over_when_it_is_over(connect: Any, serve: Any, pace: Any) -> None:

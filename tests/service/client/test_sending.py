@@ -51,8 +51,11 @@ def test_terms_ride_in_headers(connect: Callable[..., Any]) -> None:
     assert (headers["x-request-priority"], headers["x-client-id"]) == ("1", "me")
     assert headers["authorization"] == "Bearer k"
     assert seen[0].url == "http://x/prefix/models"
-    client.models(timeout=None)
-    assert "x-request-timeout" not in seen[1].headers
+    for timeout in (None, float("inf")):
+        client.models(timeout=timeout)
+        assert "x-request-timeout" not in seen[-1].headers
+    connect("x:80", transport=transport).models()
+    assert seen[-1].url == "http://x:80/models"
 
 
 def test_busy_server_is_asked_again_after_what_it_said(connect: Callable[..., Any], pauses: list[float]) -> None:
