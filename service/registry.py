@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from models.artifact import LanguageSpec, Manifest, find_version, list_versions, read_manifest, version_order
 from models.errors import ArtifactError, BackendError, ChainError, FathomError, UnavailableError, UnknownModelError
 from models.lm.tokenizer import Tokenizer
-from service.backends.open import num_pages_within, open_backend
+from service.backends.open import item_bytes, num_pages_within, open_backend
 from service.backends.protocol import Backend
 from service.bound import Bound
 from service.engine.degrade import Ladder, read_ladder
@@ -185,9 +185,10 @@ class Registry:
         tokenizer = Tokenizer(directory / language.tokenizer) if language else None
         chat = _chat(language, directory) if language else None
         size = settings.kv_page_tokens
-        pages = num_pages_within(manifest, settings.max_batch_rows, settings.kv_bytes, size)
+        number = item_bytes(manifest, settings.backend, settings.dtype)
+        pages = num_pages_within(manifest, settings.max_batch_rows, settings.kv_bytes, size, number)
         backend = open_backend(
-            manifest, directory, settings.backend, settings.device, settings.num_threads, pages, size
+            manifest, directory, settings.backend, settings.device, settings.num_threads, pages, size, settings.dtype
         )
         if settings.warm_up:
             try:
