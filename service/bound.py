@@ -120,8 +120,9 @@ def _found(function: Function, inputs: Sequence[TensorSpec]) -> tuple[TensorSpec
 
     def call(arrays: Sequence[Array]) -> Sequence[Array]:
         given = function(*arrays)
-        names[:] = map(str, given) if isinstance(given, Mapping) else ()
-        return listed(given)
+        if isinstance(given, Mapping) and not names:
+            names.extend(given)
+        return listed(given, names or None)
 
     found = probe(call, inputs, remedy="correct the inputs, or declare the outputs")
     if not names:
