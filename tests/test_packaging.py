@@ -47,6 +47,10 @@ def test_wheel_carries_every_module_and_checkpoint(wheel: zipfile.ZipFile) -> No
     assert modules | {path.as_posix() for path in shipped} <= set(wheel.namelist())
 
 
+def test_wheel_says_that_it_is_typed(wheel: zipfile.ZipFile) -> None:
+    assert {"fathom/py.typed", "models/py.typed", "service/py.typed"} <= set(wheel.namelist())
+
+
 def test_shipped_weights_stay_small(wheel: zipfile.ZipFile) -> None:
     assert sum(entry.file_size for entry in wheel.infolist() if entry.filename.endswith(".safetensors")) <= 20_000_000
 
