@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -13,6 +13,7 @@ from models.errors import ArtifactError, BackendError, ChainError, FathomError, 
 from models.lm.tokenizer import Tokenizer
 from service.backends.open import item_bytes, num_pages_within, open_backend
 from service.backends.protocol import Backend
+from service.bound import Bound
 from service.engine.degrade import Ladder, read_ladder
 from service.engine.engine import Engine, EngineLimits
 from service.engine.language import LanguageEngine
@@ -126,6 +127,16 @@ class Registry:
         engine.metrics.observe_load(time.perf_counter() - started)
         self._enter(key, Entry("ready", engine))
         _log.info("model %s version %s is ready", *key)
+        return engine
+
+    def add(self, name: str, bound: Bound) -> Engine:
+        """Serve a model of this process until it is unloaded; there are no files to load it from again."""
+        manifest = bound.manifest(name)
+        limits = _limits(manifest, self._settings)
+        if not bound.is_module:  # a function may wait for something, or want no event loop around it
+            limits = replace(limits, batch=replace(limits.batch, max_inline_s=0.0))
+        engine = self._engine(_Opened(manifest, bound.open(name), limits, None, None))
+        self._enter((name, manifest.version), Entry("ready", engine))
         return engine
 
     async def unload(self, name: str, version: str | None = None) -> None:

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from models.errors import InputError, UnavailableError
-from service.load import limit as physical
-from service.load.exchange import Call, Exchange, Wire
-from service.load.limit import Limit
-from service.load.loop import closed_loop, constant, open_loop, poisson
-from service.load.mix import ChainMix
-from service.load.process import serving
-from service.load.summary import Summary, summarise
-from service.load.target import Shape, Target, Used, address, find, used
+from service.bench import limit as physical
+from service.bench.exchange import Call, Exchange, Wire
+from service.bench.limit import Limit
+from service.bench.loop import closed_loop, constant, open_loop, poisson
+from service.bench.mix import ChainMix
+from service.bench.process import serving
+from service.bench.summary import Summary, summarise
+from service.bench.target import Shape, Target, Used, address, find, used
 from service.settings import Settings
 
 Arrivals: TypeAlias = Literal["poisson", "constant"]

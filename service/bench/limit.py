@@ -14,8 +14,8 @@ from models.artifact import Manifest, find_version, read_manifest
 from models.chain import Chain
 from service.backends.open import choose_backend, open_backend
 from service.backends.protocol import Array, Backend
-from service.load.mix import ChainMix
-from service.load.target import Shape, Target
+from service.bench.mix import ChainMix
+from service.bench.target import Shape, Target
 from service.settings import Settings
 
 _SECONDS = 1.0

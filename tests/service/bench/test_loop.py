@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from service.load.connection import written
-from service.load.exchange import NO_ANSWER, Call, Exchange, Wire
-from service.load.loop import closed_loop, constant, open_loop, poisson
-from service.load.summary import summarise
+from service.bench.connection import written
+from service.bench.exchange import NO_ANSWER, Call, Exchange, Wire
+from service.bench.loop import closed_loop, constant, open_loop, poisson
+from service.bench.summary import summarise
 
 CALL = Call(written("GET", "/"), num_rows=3)
 SERVICE_S = 0.02

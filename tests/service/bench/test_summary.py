@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.load.exchange import Call, Exchange
-from service.load.summary import Percentiles, summarise
+from service.bench.exchange import Call, Exchange
+from service.bench.summary import Percentiles, summarise
 
 
 def test_percentiles_are_values_that_were_measured() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from service.load.exchange import Call, Exchange, Wire
+from service.bench.exchange import Call, Exchange, Wire
 
 # A loop's timers are a millisecond coarse, as long as a small model's answer: the last bit is waited for awake.
 _AWAKE_S = 0.002

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from service.load.connection import Connection, ConnectionLostError
+from service.bench.connection import Connection, ConnectionLostError
 
 NO_ANSWER = 0
 _TOKEN = b"event: token\n"

@@ -14,7 +14,7 @@ import orjson
 
 from models.artifact import find_version
 from models.errors import BackendError
-from service.load.target import Target, find
+from service.bench.target import Target, find
 
 _CODE = "from service.cli import main; main()"
 _PATIENCE_S = 300.0

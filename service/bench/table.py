@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from service.load.run import Measurement
-from service.load.summary import Percentiles
+from service.bench.run import Measurement
+from service.bench.summary import Percentiles
 
 _NOTHING = "-"
 _RANKS = ("p50", "p90", "p99", "max")

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from service.load.exchange import Exchange
+from service.bench.exchange import Exchange
 
 LATE_S = 0.01
 _SHARES = (0.5, 0.9, 0.99, 1.0)

@@ -10,8 +10,8 @@ import pytest
 
 from models.artifact import read_manifest
 from service import cli
-from service.load.limit import copied_bytes_per_s, visited_bytes
-from service.load.mix import ChainMix
+from service.bench.limit import copied_bytes_per_s, visited_bytes
+from service.bench.mix import ChainMix
 from service.settings import Settings
 
 Run = Callable[..., tuple[int, str, str]]

@@ -10,9 +10,9 @@ import numpy as np
 import orjson
 
 from models.errors import InputError, UnavailableError, UnknownModelError
-from service.load.connection import Connection, written
-from service.load.exchange import Call
-from service.load.mix import ChainMix
+from service.bench.connection import Connection, written
+from service.bench.exchange import Call
+from service.bench.mix import ChainMix
 
 _CPU = re.compile(rb"^process_cpu_seconds_total (\S+)$", re.MULTILINE)
 _MEMORY = re.compile(rb"^process_resident_memory_bytes (\S+)$", re.MULTILINE)

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from service.load.run import Measurement
+from service.bench.run import Measurement
 
 _STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 _BLUE, _ORANGE, _RED, _GREY = "#2b6cb0", "#c05621", "#c53030", "#718096"

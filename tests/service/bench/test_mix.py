@@ -7,7 +7,7 @@ import pytest
 
 from models.chain import Chain
 from models.errors import ChainError, FathomError, InputError
-from service.load.mix import ChainMix
+from service.bench.mix import ChainMix
 
 
 def test_chains_come_in_proportion_and_repeat_with_their_seed() -> None:
