@@ -17,11 +17,12 @@ from typing import TypeAlias, get_args
 import models
 from exporters import onnx, safetensors, torchscript
 from exporters.parts import Parts, Runs, visit_cost
+from exporters.passes.rewrite import OURS
 from exporters.publish import Exported, file_records, new_version
 from exporters.split import split
 from exporters.verify import TOLERANCE, verify
 from models.artifact import Form, Format, LanguageSpec, LayersSpec, Manifest, file_record
-from models.checkpoint import load_checkpoint
+from models.checkpoint import load_checkpoint, read_raw
 from models.errors import ArtifactError, FathomError, InputError, UnknownModelError
 from models.layered import LayeredModel
 from models.lm.chat import TEMPLATE, ChatTemplate, find_template, special_tokens
@@ -207,8 +208,10 @@ def _provenance(checkpoint: Path, forms: Mapping[Format, Form]) -> dict[str, str
     text = card.read_text() if card.exists() else ""
     found = {fact: re.search(pattern, text) for fact, pattern in _CARD_FACTS.items()}
     libraries = ["torch", *(("onnx", "onnxscript") if "onnx" in forms else ())]
+    done = read_raw(checkpoint).get(OURS, {}).get("done", ())
     return {
         "checkpoint": checkpoint.resolve().name,
+        **({"passes": "; ".join(done)} if done else {}),
         "weights_sha256": _weights_sha256(checkpoint),
         **{fact: match[1] for fact, match in found.items() if match},
         **{library: installed(library) for library in libraries},
