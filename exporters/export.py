@@ -10,21 +10,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version as installed
 from itertools import count
 from pathlib import Path
-from typing import TypeAlias, get_args
+from typing import Any, TypeAlias, get_args
 
 import models
 from exporters import onnx, safetensors, torchscript
-from exporters.parts import Parts, Runs, visit_cost
+from exporters.parts import Parts, Runs, row_cost, visit_cost
 from exporters.publish import Exported, file_records, new_version
 from exporters.split import split
 from exporters.verify import TOLERANCE, verify
 from models.artifact import Form, Format, LanguageSpec, LayersSpec, Manifest, file_record
-from models.checkpoint import load_checkpoint
+from models.checkpoint import load_checkpoint, read_raw
 from models.errors import ArtifactError, FathomError, InputError, UnknownModelError
 from models.layered import LayeredModel
 from models.lm.chat import TEMPLATE, ChatTemplate, find_template, special_tokens
 from models.lm.model import LanguageModel
 from models.lm.tokenizer import Tokenizer
+from models.vision import pixels
+from models.vision.stages import Stages
+from models.vision.vit import VisionTransformer
 
 FORMATS: tuple[Format, ...] = get_args(Format)
 TOKENIZER = "tokenizer.json"
@@ -62,11 +65,12 @@ def export_checkpoint(
             kind=model.kind,
             inputs=parts.inputs,
             outputs=parts.outputs,
-            layers=_layers(model),
+            layers=_layers(model, parts),
             language=language,
+            **_classes(model, checkpoint),
             forms=forms,
             files=file_records(folder),
-            provenance=_provenance(checkpoint, forms),
+            provenance={**_provenance(checkpoint, forms), **_whereabouts(model)},
         )
         manifest.write(folder)
     return Exported(repository / name / version, manifest, refused)
@@ -126,7 +130,10 @@ def _verified(format: Format, parts: Parts, folder: Path) -> Form:
     measured = verify(_load(format, folder, len(parts.layers)), parts)
     if format == "safetensors":
         return Form(whole=f"{format}/{safetensors.WEIGHTS}", tolerance=TOLERANCE, measured=measured)
-    embed, *layers, head, whole = (f"{format}/{part.name}{_SUFFIX[format]}" for part in parts)
+    *files, whole = (f"{format}/{part.name}{_SUFFIX[format]}" for part in parts)
+    if not files:
+        return Form(whole=whole, tolerance=TOLERANCE, measured=measured)
+    embed, *layers, head = files
     return Form(embed=embed, layers=tuple(layers), head=head, whole=whole, tolerance=TOLERANCE, measured=measured)
 
 
@@ -143,9 +150,23 @@ def _load(format: Format, folder: Path, num_layers: int) -> Runs:
         raise ArtifactError(f"the written {format} files do not load: {error}") from error
 
 
-def _layers(model: LayeredModel) -> LayersSpec:
-    cost = tuple(visit_cost(layer) for layer in model.layers)
+def _layers(model: LayeredModel, parts: Parts) -> LayersSpec | None:
+    """None for a network that is served whole."""
+    cost = tuple(visit_cost(part.module) if parts.cached else row_cost(part) for part in parts.layers)
+    if not cost:
+        return None
     return LayersSpec(count=len(cost), residual_form=model.residual_form, cost=cost)
+
+
+def _classes(model: LayeredModel, checkpoint: Path) -> dict[str, Any]:
+    """What a client needs to know of an image classifier: how pixels are prepared, what its classes are called."""
+    if not isinstance(model, VisionTransformer | Stages):
+        return {}
+    raw = read_raw(checkpoint)
+    found = pixels.labels(raw)
+    if found and len(found) != model.num_classes:
+        raise ArtifactError(f"{checkpoint} names {len(found)} classes and its classifier has {model.num_classes}")
+    return {"image": pixels.image_spec(checkpoint, raw), "labels": found}
 
 
 def _language(model: LayeredModel, checkpoint: Path, folder: Path) -> LanguageSpec | None:
@@ -168,6 +189,12 @@ def _language(model: LayeredModel, checkpoint: Path, folder: Path) -> LanguageSp
         chat_template=None if template is None else TEMPLATE,
         special_tokens=special_tokens(checkpoint),
     )
+
+
+def _whereabouts(model: LayeredModel) -> dict[str, str]:
+    """Which blocks of a network of stages the layers are."""
+    names = model.layer_names if isinstance(model, Stages) else ()
+    return {"layers": f"{names[0]} to {names[-1]}"} if names else {}
 
 
 def _eos_token_ids(checkpoint: Path, configured: int | tuple[int, ...] | None) -> tuple[int, ...]:

@@ -21,4 +21,4 @@ def write(checkpoint: Path, folder: Path) -> Iterator[str]:
 def load(folder: Path) -> Runs:
     """Build the model again, as a server does. Raises ArtifactError."""
     parts = split(load_checkpoint(folder))
-    return Runs(parts.embed, parts.layers, parts.head, None)
+    return Runs(parts.embed, parts.layers, parts.head, None) if parts.layers else Runs.of_whole(parts.whole)

@@ -90,6 +90,10 @@ def _measure(runs: Runs, parts: Parts, case: Case, tolerance: float) -> float:
 
 def _passes(runs: Runs, parts: Parts, case: Case) -> Iterator[tuple[str, Tensors]]:
     """Outputs of every part of the full chain, then of the whole graph."""
+    if not parts.layers:
+        assert runs.whole is not None
+        yield parts.whole.name, runs.whole(*case.whole)
+        return
     outputs = runs.embed(*case.first)
     yield parts.embed.name, outputs
     shared = outputs[1:]

@@ -55,6 +55,13 @@ class LanguageSpec(Record):
     special_tokens: dict[str, str] = Field(default_factory=dict, description="texts the template may name")
 
 
+class ImageSpec(Record):
+    """How clients prepare pixels: from 0 to 1, minus `mean`, over `std`, for each channel; the input says the size."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
 class Difference(Record):
     """Largest absolute difference to eager torch, measured at export on inputs of one size."""
 
@@ -96,6 +103,8 @@ class Manifest(Record):
     outputs: tuple[TensorSpec, ...]
     layers: LayersSpec | None = None
     language: LanguageSpec | None = None
+    image: ImageSpec | None = None
+    labels: tuple[str, ...] = Field((), description="names of the classes, in the order of the logits")
     forms: dict[Format, Form]
     files: dict[str, FileRecord]
     provenance: dict[str, str] = Field(default_factory=dict)
