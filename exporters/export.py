@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, TypeAlias, get_args
 
 import models
-from exporters import onnx, safetensors, torchscript
+from exporters import onnx, precision, safetensors, torchscript
+from exporters.heldout import MAX_LOSS, HeldOut, read_heldout
 from exporters.parts import Parts, Runs, row_cost, visit_cost
 from exporters.publish import Exported, file_records, new_version
 from exporters.split import split
@@ -30,11 +31,17 @@ from models.vision.stages import Stages
 from models.vision.vit import VisionTransformer
 
 FORMATS: tuple[Format, ...] = get_args(Format)
+# Those that lose nothing.
+EXACT: tuple[Format, ...] = ("onnx", "torchscript", "safetensors")
 TOKENIZER = "tokenizer.json"
 # What happened, which step of the export this was, how many there are.
 Report: TypeAlias = Callable[[str, int, int], None]
 
-_SUFFIX: Mapping[Format, str] = {"onnx": onnx.SUFFIX, "torchscript": torchscript.SUFFIX}
+_SUFFIX: Mapping[Format, str] = {
+    "onnx": onnx.SUFFIX,
+    "torchscript": torchscript.SUFFIX,
+    **dict.fromkeys(precision.BITS, onnx.SUFFIX),
+}
 # Facts a model card states in a sentence or in its table.
 _CARD_FACTS = {"licence": r"(?i)\blicen[cs]e:\s*(\w[\w.+-]*\w)", "recipe": r"(?m)^\| command \| `([^`]+)`"}
 
@@ -42,15 +49,17 @@ _CARD_FACTS = {"licence": r"(?i)\blicen[cs]e:\s*(\w[\w.+-]*\w)", "recipe": r"(?m
 def export_checkpoint(
     checkpoint: Path,
     repository: Path,
-    formats: Sequence[Format] = FORMATS,
+    formats: Sequence[Format] = EXACT,
     name: str | None = None,
     version: str = "1",
     overwrite: bool = False,
     report: Report = lambda what, done, total: None,
+    allow_loss: bool = False,
 ) -> Exported:
     """Export a checkpoint directory.
 
-    A format that cannot be written or differs from eager torch is left out and told in `refused`. Raises ArtifactError
+    A format that cannot be written or differs from eager torch is left out and told in `refused`; so is one of fewer
+    bits that loses too many answers on held-out samples, unless `allow_loss`. Raises ArtifactError
     if none is left, if the checkpoint is unusable or if the version exists already.
     """
     name = name or checkpoint.resolve().name
@@ -58,7 +67,10 @@ def export_checkpoint(
     parts = split(model)
     with new_version(repository, name, version, overwrite) as folder:
         language = _language(model, checkpoint, folder)
-        forms, refused = _write_forms(parts, checkpoint, folder, formats, report)
+        is_lossy = any(format in precision.BITS for format in formats)
+        heldout = read_heldout(checkpoint, parts, language) if is_lossy else None
+        bound = 1.0 if allow_loss else MAX_LOSS
+        forms, refused = _write_forms(parts, checkpoint, folder, formats, report, heldout, bound)
         manifest = Manifest(
             name=name,
             version=version,
@@ -96,7 +108,13 @@ def parse_formats(text: str) -> tuple[Format, ...]:
 
 
 def _write_forms(
-    parts: Parts, checkpoint: Path, folder: Path, formats: Sequence[Format], report: Report
+    parts: Parts,
+    checkpoint: Path,
+    folder: Path,
+    formats: Sequence[Format],
+    report: Report,
+    heldout: HeldOut | None,
+    max_loss: float,
 ) -> tuple[dict[Format, Form], dict[Format, str]]:
     forms: dict[Format, Form] = {}
     refused: dict[Format, str] = {}
@@ -106,9 +124,12 @@ def _write_forms(
             for file in _write_form(format, parts, checkpoint, folder / format):
                 report(f"{format}/{file}", next(steps), total)
             forms[format] = _verified(format, parts, folder / format)
+            if format in precision.BITS and heldout:
+                forms[format] = _weighed(forms[format], format, folder, heldout, max_loss)
             report(f"{format} verified", next(steps), total)
         except ArtifactError as error:
             refused[format] = str(error)
+            forms.pop(format, None)
             shutil.rmtree(folder / format)
     if not forms:
         reasons = "; ".join(f"{format}: {reason}" for format, reason in refused.items())
@@ -122,24 +143,45 @@ def _write_form(format: Format, parts: Parts, checkpoint: Path, folder: Path) ->
         return onnx.write(parts, folder)
     if format == "torchscript":
         return torchscript.write(parts, folder)
+    if format in precision.BITS:
+        return precision.write(parts, folder.parent / "onnx", folder, format)
     return safetensors.write(checkpoint, folder)
 
 
 def _verified(format: Format, parts: Parts, folder: Path) -> Form:
     """The manifest's entry of a written format. Raises ArtifactError if it does not load or is not what torch gives."""
-    measured = verify(_load(format, folder, len(parts.layers)), parts)
+    is_lossy, tolerance = format in precision.BITS, precision.TOLERANCES.get(format, TOLERANCE)
+    measured = verify(_load(format, folder, len(parts.layers)), parts, tolerance, is_lossy)
     if format == "safetensors":
         return Form(whole=f"{format}/{safetensors.WEIGHTS}", tolerance=TOLERANCE, measured=measured)
     *files, whole = (f"{format}/{part.name}{_SUFFIX[format]}" for part in parts)
-    if not files:
-        return Form(whole=whole, tolerance=TOLERANCE, measured=measured)
-    embed, *layers, head = files
-    return Form(embed=embed, layers=tuple(layers), head=head, whole=whole, tolerance=TOLERANCE, measured=measured)
+    embed, *layers, head = files or (None, None)
+    return Form(
+        embed=embed,
+        layers=tuple(name for name in layers if name),
+        head=head,
+        whole=whole,
+        tolerance=tolerance,
+        is_relative=is_lossy,
+        measured=measured,
+    )
+
+
+def _weighed(form: Form, format: Format, folder: Path, heldout: HeldOut, max_loss: float) -> Form:
+    """The entry with what the form loses on held-out samples. Raises ArtifactError if that is more than `max_loss`."""
+    assert form.whole is not None
+    loss = heldout.loss(onnx.open_run(folder / form.whole))
+    if loss.full - loss.form > max_loss:
+        raise ArtifactError(
+            f"{format} answers {loss.form:.1%} of {loss.samples} held-out samples rightly, eager torch "
+            f"{loss.full:.1%}; more than {max_loss:.1%} lost; pass --allow-loss to have it nevertheless"
+        )
+    return form.model_copy(update={"loss": loss})
 
 
 def _load(format: Format, folder: Path, num_layers: int) -> Runs:
     try:
-        if format == "onnx":
+        if format == "onnx" or format in precision.BITS:
             return onnx.load(folder, num_layers)
         if format == "torchscript":
             return torchscript.load(folder, num_layers)

@@ -49,9 +49,9 @@ def write(parts: Parts, folder: Path) -> Iterator[str]:
 def load(folder: Path, num_layers: int) -> Runs:
     """Open the files as a server does. Raises the runtime's own errors."""
     if not num_layers:
-        return Runs.of_whole(_open(folder / f"whole{SUFFIX}"))
+        return Runs.of_whole(open_run(folder / f"whole{SUFFIX}"))
     names = [f"layer_{i:03}" for i in range(num_layers)]
-    embed, head, whole, *layers = (_open(folder / f"{name}{SUFFIX}") for name in ("embed", "head", "whole", *names))
+    embed, head, whole, *layers = (open_run(folder / f"{name}{SUFFIX}") for name in ("embed", "head", "whole", *names))
     return Runs(embed, tuple(layers), head, whole)
 
 
@@ -156,7 +156,8 @@ def _save(part: Part, graph: onnx.ModelProto, folder: Path) -> str:
     return name
 
 
-def _open(path: Path) -> Run:
+def open_run(path: Path) -> Run:
+    """One file as a callable, as a server opens it. Raises the runtime's own errors."""
     session = _session(str(path))
     return lambda *inputs: _run(session, inputs)
 

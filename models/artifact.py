@@ -16,7 +16,7 @@ from models.errors import ArtifactError, UnknownModelError
 MANIFEST = "manifest.json"
 
 Datatype: TypeAlias = Literal["BOOL", "INT32", "INT64", "FP16", "FP32", "FP64"]
-Format: TypeAlias = Literal["onnx", "torchscript", "safetensors"]
+Format: TypeAlias = Literal["onnx", "torchscript", "safetensors", "onnx-fp16", "onnx-int8", "onnx-int4"]
 Name: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 
@@ -70,6 +70,15 @@ class Difference(Record):
     max_abs: float
 
 
+class Loss(Record):
+    """What a form of fewer bits answers rightly of held-out samples, beside what eager torch does, as parts of one."""
+
+    metric: str
+    samples: int
+    full: float
+    form: float
+
+
 class Form(Record):
     """One exported format: the parts a chain is run from, the whole graph, or both."""
 
@@ -78,7 +87,9 @@ class Form(Record):
     head: str | None = None
     whole: str | None = None
     tolerance: float = Field(description="the bound the export was held to")
+    is_relative: bool = Field(False, description="whether the bound is a part of the largest output")
     measured: tuple[Difference, ...] = ()
+    loss: Loss | None = None
 
     @property
     def has_parts(self) -> bool:
