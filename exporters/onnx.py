@@ -30,7 +30,11 @@ OPSETS = (23, 20)
 
 def write(parts: Parts, folder: Path) -> Iterator[str]:
     """Write every part and the whole into `folder`, yielding each file's name. Raises ArtifactError naming the part."""
-    embed, first, head = _convert_first(parts)
+    if not parts.layers:
+        yield _save(parts.whole, _finish(parts.whole, _convert_newest((parts.whole,))[0]), folder)
+        return
+    # All three at one opset.
+    embed, first, head = _convert_newest((parts.embed, parts.layers[0], parts.head))
     opset = first.opset_import[0].version
     graphs = [_finish(parts.embed, embed)]
     yield _save(parts.embed, graphs[-1], folder)
@@ -44,14 +48,15 @@ def write(parts: Parts, folder: Path) -> Iterator[str]:
 
 def load(folder: Path, num_layers: int) -> Runs:
     """Open the files as a server does. Raises the runtime's own errors."""
+    if not num_layers:
+        return Runs.of_whole(open_run(folder / f"whole{SUFFIX}"))
     names = [f"layer_{i:03}" for i in range(num_layers)]
-    embed, head, whole, *layers = (_open(folder / f"{name}{SUFFIX}") for name in ("embed", "head", "whole", *names))
+    embed, head, whole, *layers = (open_run(folder / f"{name}{SUFFIX}") for name in ("embed", "head", "whole", *names))
     return Runs(embed, tuple(layers), head, whole)
 
 
-def _convert_first(parts: Parts) -> list[onnx.ModelProto]:
-    """Embed, the first layer and head, not yet optimised, all at the newest opset that every one of them has."""
-    wanted = (parts.embed, parts.layers[0], parts.head)
+def _convert_newest(wanted: Sequence[Part]) -> list[onnx.ModelProto]:
+    """Parts, not yet optimised, all at the newest opset that every one of them has."""
     try:
         return [_convert(part, OPSETS[0]) for part in wanted]
     except OnnxExporterError:
@@ -151,7 +156,8 @@ def _save(part: Part, graph: onnx.ModelProto, folder: Path) -> str:
     return name
 
 
-def _open(path: Path) -> Run:
+def open_run(path: Path) -> Run:
+    """One file as a callable, as a server opens it. Raises the runtime's own errors."""
     session = _session(str(path))
     return lambda *inputs: _run(session, inputs)
 

@@ -7,6 +7,8 @@ from models.errors import ArtifactError
 from models.layered import LayeredModel
 from models.lm.model import LanguageModel
 from models.mixers.residual_mlp import ResidualMLP
+from models.vision.stages import Stages
+from models.vision.vit import VisionTransformer
 
 
 def split(model: LayeredModel) -> Parts:
@@ -14,5 +16,9 @@ def split(model: LayeredModel) -> Parts:
     if isinstance(model, LanguageModel):
         return split_language(model)
     if isinstance(model, ResidualMLP):
-        return split_stack(model, "features", model.config.num_features, "logits", model.config.num_classes)
-    raise ArtifactError(f"{type(model).__name__} has no known inputs; exported are LanguageModel and ResidualMLP")
+        return split_stack(model, "features", (model.config.num_features,), "logits", model.config.num_classes)
+    if isinstance(model, VisionTransformer | Stages):
+        return split_stack(model, "pixel_values", model.image_shape, "logits", model.num_classes)
+    raise ArtifactError(
+        f"{type(model).__name__} has no known inputs; exported are language models, ResidualMLP and image classifiers"
+    )

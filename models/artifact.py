@@ -16,7 +16,7 @@ from models.errors import ArtifactError, UnknownModelError
 MANIFEST = "manifest.json"
 
 Datatype: TypeAlias = Literal["BOOL", "INT32", "INT64", "FP16", "FP32", "FP64"]
-Format: TypeAlias = Literal["onnx", "torchscript", "safetensors"]
+Format: TypeAlias = Literal["onnx", "torchscript", "safetensors", "onnx-fp16", "onnx-int8", "onnx-int4"]
 Name: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 
@@ -55,12 +55,28 @@ class LanguageSpec(Record):
     special_tokens: dict[str, str] = Field(default_factory=dict, description="texts the template may name")
 
 
+class ImageSpec(Record):
+    """How clients prepare pixels: from 0 to 1, minus `mean`, over `std`, for each channel; the input says the size."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
 class Difference(Record):
     """Largest absolute difference to eager torch, measured at export on inputs of one size."""
 
     batch: int
     length: int
     max_abs: float
+
+
+class Loss(Record):
+    """What a form of fewer bits answers rightly of held-out samples, beside what eager torch does, as parts of one."""
+
+    metric: str
+    samples: int
+    full: float
+    form: float
 
 
 class Form(Record):
@@ -71,7 +87,9 @@ class Form(Record):
     head: str | None = None
     whole: str | None = None
     tolerance: float = Field(description="the bound the export was held to")
+    is_relative: bool = Field(False, description="whether the bound is a part of the largest output")
     measured: tuple[Difference, ...] = ()
+    loss: Loss | None = None
 
     @property
     def has_parts(self) -> bool:
@@ -96,6 +114,8 @@ class Manifest(Record):
     outputs: tuple[TensorSpec, ...]
     layers: LayersSpec | None = None
     language: LanguageSpec | None = None
+    image: ImageSpec | None = None
+    labels: tuple[str, ...] = Field((), description="names of the classes, in the order of the logits")
     forms: dict[Format, Form]
     files: dict[str, FileRecord]
     provenance: dict[str, str] = Field(default_factory=dict)

@@ -52,6 +52,8 @@ def _info(name: str, version: str, entry: Entry) -> ModelInfo:
             "max_chain_length": entry.engine.limits.max_chain_length,
             "inputs": [spec.model_dump() for spec in manifest.inputs],
             "outputs": [spec.model_dump() for spec in manifest.outputs],
+            "image": manifest.image and manifest.image.model_dump(),
+            "labels": list(manifest.labels),
             "formats": sorted(manifest.forms),
             "provenance": manifest.provenance,
         }

@@ -247,6 +247,8 @@ class ModelInfo(BaseModel):
     max_chain_length: int | None = None
     inputs: list[dict[str, Any]] = Field(default_factory=list)
     outputs: list[dict[str, Any]] = Field(default_factory=list)
+    image: dict[str, Any] | None = None
+    labels: list[str] = Field(default_factory=list)
     formats: list[str] = Field(default_factory=list)
     provenance: dict[str, str] = Field(default_factory=dict)
 
