@@ -40,14 +40,14 @@ def create_app(settings: Settings) -> FastAPI:
     """An app that loads the repository's models in the background once it starts, and unloads them when it stops."""
     process_metrics, lifecycle = Metrics(), Lifecycle()
     registry = Registry(settings, process_metrics)
-    database = Database(settings.memory, settings.repository)
+    database = Database(settings.memory, settings.folder)
     limits = JobLimits(settings.max_jobs_queued, settings.max_jobs_running, settings.max_jobs_kept)
     search_jobs = Jobs(database, limits, lifecycle, process_metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         rpc = await _start_rpc(app)
-        starting = [asyncio.create_task(work) for work in (registry.load_all(), search_jobs.recover())]
+        starting = [asyncio.create_task(work) for work in (registry.run(), search_jobs.recover())]
         yield
         if rpc:
             await rpc.closed()

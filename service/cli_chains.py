@@ -61,7 +61,7 @@ async def open_memory(repository: Path | None, place: str | None = None) -> "Asy
     from service.settings import read_settings
 
     settings = read_settings(repository=repository, memory=place)
-    database = Database(settings.memory, settings.repository)
+    database = Database(settings.memory, settings.folder)
     try:
         yield Memory(database)
     finally:

@@ -46,7 +46,7 @@ async def search_locally(
 
 def list_locally(repository: Path | None) -> list[dict[str, Any]]:
     """Name, version, kind, number of layers, formats and state of every version in the repository."""
-    folder = read_settings(repository=repository).repository
+    folder = read_settings(repository=repository).folder
     found = []
     for name, versions in list_versions(folder).items():
         for version in versions:

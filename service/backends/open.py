@@ -53,6 +53,12 @@ def choose_backend(manifest: Manifest, name: BackendName) -> BackendName:
     )
 
 
+def form_of(manifest: Manifest, name: BackendName) -> Form | None:
+    """The form whose files a backend opens; None for the fake one, which opens none. Raises BackendError."""
+    chosen = choose_backend(manifest, name)
+    return None if chosen == "fake" else manifest.forms[_FORMATS[chosen]]
+
+
 def threads_for(manifest: Manifest, name: BackendName, num_cores: int) -> int:
     """All cores if the weights of a layer (of all there is, where there are no layers) are large, one otherwise.
 

@@ -38,7 +38,7 @@ def test_unknown_models_are_named_with_those_there_are(server: Any, problem: Any
     problem(server.client.get("/models/absent"), 404, "absent", "tinylm/1")
     problem(server.client.post("/models/absent/load"), 404, "absent", "tinylm")
     problem(server.client.post("/models/absent/unload"), 404, "absent", "tinylm/1")
-    problem(server.client.post("/models/tinylm/load", params={"version": "7"}), 404, "'7'", "'1'")
+    problem(server.client.post("/models/tinylm/load", params={"version": "7"}), 404, "'7'", "tinylm/1")
     problem(server.client.post("/models/tinylm/unload", params={"version": "7"}), 404, "'7'", "tinylm/1")
     problem(server.client.post("/models/..%2Ftinylm/load"), 404)
 

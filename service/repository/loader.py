@@ -1,0 +1,94 @@
+"""Loads one version: fetched, given room, opened in a thread, warmed up, and rehearsed; and frees it again."""
+
+import asyncio
+import time
+from pathlib import Path
+
+from models.artifact import MANIFEST, Manifest, Verify, parse_manifest
+from models.errors import ArtifactError, UnavailableError
+from service.backends.open import form_of
+from service.engine.engine import Engine
+from service.metrics import Metrics
+from service.repository.model_settings import ModelSettings
+from service.repository.opening import Opened, engine_of, open_version
+from service.repository.room import Room
+from service.repository.slots import Key, Slot
+from service.repository.source import Source, folder_stamp
+from service.settings import Settings
+from service.trim import give_back_memory
+
+
+class FullError(UnavailableError):
+    """There is no room for a model that nobody asked for yet."""
+
+
+class Loader:
+    """Makes slots of versions. Raises FathomError; then nothing stays open and no room is taken."""
+
+    def __init__(self, settings: Settings, metrics: Metrics, source: Source, room: Room, verify: Verify | None) -> None:
+        self._settings, self._metrics, self._source, self._room = settings, metrics, source, room
+        self._verify = verify
+
+    async def load(self, key: Key, settings: ModelSettings, stamp: str, is_urgent: bool) -> Slot:
+        """One version, ready to answer. Without urgency nobody leaves to make room for it: then FullError."""
+        started, own = time.perf_counter(), settings.over(self._settings)
+        directory = await asyncio.to_thread(self._source.fetch, *key)
+        num_bytes = await asyncio.to_thread(_num_bytes, directory, own)
+        if not (is_urgent or self._room.has(num_bytes)):
+            raise FullError(f"no room for model {key[0]!r} yet; it loads with its first request")
+        await self._room.take(key, num_bytes)
+        try:
+            engine = await self._engine(directory, settings, own)
+        except BaseException:
+            self._room.give(num_bytes)
+            raise
+        engine.metrics.observe_load(time.perf_counter() - started)
+        return Slot(engine, num_bytes, stamp)
+
+    async def free(self, slot: Slot) -> None:
+        """Once nobody needs it, let a version answer what is queued and close it."""
+        await slot.wait_until_idle()
+        await slot.engine.close()
+        self._room.give(slot.num_bytes)
+        await asyncio.to_thread(give_back_memory)
+
+    async def _engine(self, directory: Path, settings: ModelSettings, own: Settings) -> Engine:
+        engine = engine_of(await asyncio.to_thread(self._open, directory, own), self._metrics)
+        if settings.warm_up:
+            from service.repository.rehearsal import rehearse  # brings the web framework along
+
+            try:
+                await rehearse(engine, settings.warm_up)
+            except BaseException:
+                await engine.close()
+                raise
+        return engine
+
+    def _open(self, directory: Path, settings: Settings) -> Opened:
+        before = folder_stamp(directory)
+        opened = open_version(directory, settings, self._verify)
+        if folder_stamp(directory) != before:
+            opened.backend.close()
+            raise ArtifactError(
+                f"{directory} changed while it was loaded; write a version beside the others and rename it into place"
+            )
+        return opened
+
+
+def _num_bytes(directory: Path, settings: Settings) -> int:
+    """Size of the files that a version is served from."""
+    try:
+        manifest = parse_manifest((directory / MANIFEST).read_bytes(), directory / MANIFEST)
+    except OSError as error:
+        raise ArtifactError(f"{directory / MANIFEST} cannot be read: {error.strerror or error}") from error
+    return sum(manifest.files[name].size_bytes for name in _files(manifest, settings))
+
+
+def _files(manifest: Manifest, settings: Settings) -> set[str]:
+    form = form_of(manifest, settings.backend)
+    if form is None:
+        return set(manifest.files)
+    parts = (form.embed, *form.layers, form.head) if form.has_parts else (form.whole,)
+    language = manifest.language
+    beside = (language.tokenizer, language.chat_template) if language else ()
+    return {name for name in (*parts, *beside) if name}

@@ -1,0 +1,241 @@
+"""A repository behind a URL, copied version by version into a folder of this machine as versions are wanted.
+
+What it can reach is fsspec's business: s3://, gs://, http:// with an index page, and more. A copy is hidden until every
+hash is right. When the place cannot be reached, what was copied before serves.
+"""
+
+import hashlib
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from pydantic import TypeAdapter, ValidationError
+
+from models.artifact import (
+    MANIFEST,
+    FileRecord,
+    Manifest,
+    Name,
+    Verify,
+    check_inside,
+    file_record,
+    list_versions,
+    parse_manifest,
+    version_order,
+)
+from models.errors import ArtifactError
+from models.signature import SIGNATURE
+from service.repository.model_settings import SETTINGS
+from service.repository.source import MAX_SETTINGS_BYTES, folder_stamp
+
+_log = logging.getLogger("fathom.registry")
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
+_HIDDEN = ".fetch-"
+# What a download left behind that was cut off so long ago is nobody's any more.
+_STALE_S = 24 * 3600.0
+
+
+class Mirror:
+    """A repository with a URL and its copy in `folder`. Raises ArtifactError if what the URL needs is not installed."""
+
+    def __init__(self, url: str, folder: Path, verify: Verify | None = None) -> None:
+        self._url, self._folder, self._verify = url, folder, verify
+        self._fs, self._root = _open(url)
+        self._listed: dict[str, list[str]] | None = None  # None until the place was reached
+        self._checked: dict[Path, str] = {}  # stamps of copies whose hashes are known to be right
+
+    def refresh(self) -> None:
+        with self._reaching("listed"):
+            self._fs.invalidate_cache()
+            listed = {name: self._versions_of(name) for name in self._names(self._root)}
+        if not any(listed.values()):
+            raise ArtifactError(f"the repository {self._url} has no versions; check its place and its rights")
+        self._listed = {name: versions for name, versions in listed.items() if versions}
+        self._sweep()
+
+    def versions(self) -> dict[str, list[str]]:
+        return list_versions(self._folder) if self._listed is None else self._listed
+
+    def settings_of(self, name: str) -> bytes | None:
+        kept = self._folder / name / SETTINGS
+        if self._listed is None:
+            return kept.read_bytes() if kept.is_file() else None
+        content = self._read(name, SETTINGS)
+        if content is not None and len(content) > MAX_SETTINGS_BYTES:
+            raise ArtifactError(f"{self._url}/{name}/{SETTINGS} has more than {MAX_SETTINGS_BYTES} bytes; correct it")
+        self._keep(kept, content)
+        return content
+
+    def stamp_of(self, name: str, version: str) -> str:
+        if self._listed is None:
+            (self._folder / name / version / MANIFEST).stat()
+            return folder_stamp(self._folder / name / version)
+        if version not in self._listed.get(name, ()):
+            raise FileNotFoundError(f"{self._url}/{name}/{version}")
+        with self._reaching(f"{name}/{version}"):
+            found = self._fs.find(f"{self._root}/{name}/{version}", detail=True)
+        facts = ("size", "ETag", "etag", "LastModified", "last_modified", "mtime", "updated", "md5Hash")
+        listed = [f"{path} {[str(one.get(fact, '')) for fact in facts]}" for path, one in sorted(found.items())]
+        manifest = self._read(name, version, MANIFEST) or b""
+        return hashlib.sha256("\n".join(listed).encode() + manifest).hexdigest()
+
+    def fetch(self, name: str, version: str) -> Path:
+        target = self._folder / name / version
+        try:
+            content = self._read(name, version, MANIFEST)
+        except ArtifactError:
+            if self._listed is None and target.is_dir():  # hashes are looked at when it is loaded
+                return target
+            raise
+        if content is None:
+            raise ArtifactError(f"{self._url}/{name}/{version} has no {MANIFEST} any more; export the model again")
+        self._fetch(name, version, content, target)
+        return target
+
+    def _fetch(self, name: str, version: str, content: bytes, target: Path) -> None:
+        place = f"{self._url}/{name}/{version}"
+        manifest = parse_manifest(content, f"{place}/{MANIFEST}")
+        for file in manifest.files:
+            check_inside(file, f"{place}/{MANIFEST}")
+        signature = self._read(name, version, SIGNATURE)
+        hidden = self._folder / f"{_HIDDEN}{name}-{version}-{uuid4().hex}"
+        try:
+            hidden.mkdir(parents=True)
+            (hidden / MANIFEST).write_bytes(content)
+            if signature is not None:
+                (hidden / SIGNATURE).write_bytes(signature)
+            if self._verify:
+                self._verify(hidden, content)
+            if not self._is_there(target, manifest, content, signature):
+                self._fill(hidden, target, manifest, f"{name}/{version}")
+                _put(hidden, target)
+                self._checked[target] = folder_stamp(target)
+        except OSError as error:
+            raise ArtifactError(
+                f"{place} cannot be copied to {target}: {error}; make room, or set FATHOM_CACHE"
+            ) from error
+        finally:
+            shutil.rmtree(hidden, ignore_errors=True)
+
+    def _is_there(self, target: Path, manifest: Manifest, content: bytes, signature: bytes | None) -> bool:
+        """Whether the copy is complete; hashes are taken again only of one that changed since they were."""
+        if _content(target / MANIFEST) != content or _content(target / SIGNATURE) != signature:
+            return False
+        if self._checked.get(target) != folder_stamp(target):
+            if not all(_is_right(target / file, record) for file, record in manifest.files.items()):
+                return False
+            self._checked[target] = folder_stamp(target)
+        return True
+
+    def _fill(self, hidden: Path, old: Path, manifest: Manifest, place: str) -> None:
+        """Every file of the manifest, from an older copy where that is the same."""
+        for file, record in manifest.files.items():
+            into = hidden / file
+            into.parent.mkdir(parents=True, exist_ok=True)
+            if _is_right(old / file, record):
+                shutil.copyfile(old / file, into)
+                continue
+            with self._reaching(f"{place}/{file}"):
+                self._fs.get_file(f"{self._root}/{place}/{file}", str(into))
+            if not _is_right(into, record):
+                raise ArtifactError(
+                    f"{self._url}/{place}/{file} is not the exported file: {into.stat().st_size} bytes came, the "
+                    f"manifest says {record.size_bytes} with sha256 {record.sha256[:12]}; upload it again"
+                )
+
+    def _versions_of(self, name: str) -> list[str]:
+        root = f"{self._root}/{name}"
+        found = [version for version in self._names(root) if self._fs.exists(f"{root}/{version}/{MANIFEST}")]
+        return sorted(found, key=version_order)
+
+    def _names(self, root: str) -> list[str]:
+        """The folders in a folder whose names can be names of models or versions; others are none of ours."""
+        found = [
+            one["name"].rstrip("/").rpartition("/")[2] for one in self._fs.ls(root, detail=True) if _is_folder(one)
+        ]
+        return sorted({name for name in found if _is_name(name)})
+
+    def _read(self, *parts: str) -> bytes | None:
+        with self._reaching("/".join(parts)):
+            try:
+                content: bytes = self._fs.cat_file("/".join((self._root, *parts)))
+            except FileNotFoundError:
+                return None
+        return content
+
+    @contextmanager
+    def _reaching(self, what: str) -> Iterator[None]:
+        """Whatever a file system raises, as one error of ours."""
+        try:
+            yield
+        except ArtifactError:
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ArtifactError(f"{what} of the repository {self._url} cannot be read: {reason:.300}") from error
+
+    def _keep(self, path: Path, content: bytes | None) -> None:
+        """A small file in the copy, for when the place cannot be reached."""
+        if _content(path) == content:
+            return
+        if content is None:
+            path.unlink()
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        hidden = path.with_name(f".{path.name}-{uuid4().hex}")
+        hidden.write_bytes(content)
+        hidden.replace(path)
+
+    def _sweep(self) -> None:
+        for left in self._folder.glob(f"{_HIDDEN}*"):
+            if left.stat().st_mtime < time.time() - _STALE_S:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _open(url: str) -> tuple[Any, str]:
+    """The file system of a URL, and the path in it."""
+    if find_spec("fsspec") is None:
+        raise ArtifactError(f"{url} needs the extra 'remote': pip install 'fathom-serving[remote]'")
+    import fsspec
+
+    try:
+        file_system, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    except (ImportError, ValueError) as error:
+        raise ArtifactError(
+            f"{url} cannot be read: {error}; install 'fathom-serving[remote]', or write s3:// or http://"
+        ) from error
+    return file_system, root.rstrip("/")
+
+
+def _put(hidden: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        target.rename(hidden.with_name(f"{hidden.name}-old"))
+    hidden.rename(target)
+    shutil.rmtree(hidden.with_name(f"{hidden.name}-old"), ignore_errors=True)
+
+
+def _is_right(path: Path, record: FileRecord) -> bool:
+    return path.is_file() and path.stat().st_size == record.size_bytes and file_record(path) == record
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def _is_folder(listed: dict[str, Any]) -> bool:
+    return bool(listed["type"] == "directory")
+
+
+def _is_name(name: str) -> bool:
+    try:
+        _NAME.validate_python(name)
+    except ValidationError:
+        return False
+    return True
