@@ -1,27 +1,18 @@
 """A repository behind a URL, copied version by version into a folder of this machine as versions are wanted.
 
-What it can reach is fsspec's business: s3://, gs://, http:// with an index page, and more. A copy is hidden until every
-hash is right. When the place cannot be reached, what was copied before serves.
+A copy is hidden until every hash is right. When the place cannot be reached, what was copied before serves.
 """
 
 import hashlib
-import logging
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
-
-from pydantic import TypeAdapter, ValidationError
 
 from models.artifact import (
     MANIFEST,
     FileRecord,
     Manifest,
-    Name,
     Verify,
     check_inside,
     file_record,
@@ -32,10 +23,9 @@ from models.artifact import (
 from models.errors import ArtifactError
 from models.signature import SIGNATURE
 from service.repository.model_settings import SETTINGS
+from service.repository.place import Place
 from service.repository.source import MAX_SETTINGS_BYTES, folder_stamp
 
-_log = logging.getLogger("fathom.registry")
-_NAME: TypeAdapter[str] = TypeAdapter(Name)
 _HIDDEN = ".fetch-"
 # What a download left behind that was cut off so long ago is nobody's any more.
 _STALE_S = 24 * 3600.0
@@ -45,17 +35,15 @@ class Mirror:
     """A repository with a URL and its copy in `folder`. Raises ArtifactError if what the URL needs is not installed."""
 
     def __init__(self, url: str, folder: Path, verify: Verify | None = None) -> None:
-        self._url, self._folder, self._verify = url, folder, verify
-        self._fs, self._root = _open(url)
+        self._place, self._folder, self._verify = Place(url), folder, verify
         self._listed: dict[str, list[str]] | None = None  # None until the place was reached
         self._checked: dict[Path, str] = {}  # stamps of copies whose hashes are known to be right
 
     def refresh(self) -> None:
-        with self._reaching("listed"):
-            self._fs.invalidate_cache()
-            listed = {name: self._versions_of(name) for name in self._names(self._root)}
+        self._place.forget()
+        listed = {name: self._versions_of(name) for name in self._place.folders()}
         if not any(listed.values()):
-            raise ArtifactError(f"the repository {self._url} has no versions; check its place and its rights")
+            raise ArtifactError(f"the repository {self._place.shown} has no versions; check its place and its rights")
         self._listed = {name: versions for name, versions in listed.items() if versions}
         self._sweep()
 
@@ -65,10 +53,10 @@ class Mirror:
     def settings_of(self, name: str) -> bytes | None:
         kept = self._folder / name / SETTINGS
         if self._listed is None:
-            return kept.read_bytes() if kept.is_file() else None
-        content = self._read(name, SETTINGS)
+            return _content(kept)
+        content = self._place.read(name, SETTINGS)
         if content is not None and len(content) > MAX_SETTINGS_BYTES:
-            raise ArtifactError(f"{self._url}/{name}/{SETTINGS} has more than {MAX_SETTINGS_BYTES} bytes; correct it")
+            raise ArtifactError(f"{name}/{SETTINGS} has more than {MAX_SETTINGS_BYTES} bytes; correct it")
         self._keep(kept, content)
         return content
 
@@ -77,41 +65,38 @@ class Mirror:
             (self._folder / name / version / MANIFEST).stat()
             return folder_stamp(self._folder / name / version)
         if version not in self._listed.get(name, ()):
-            raise FileNotFoundError(f"{self._url}/{name}/{version}")
-        with self._reaching(f"{name}/{version}"):
-            found = self._fs.find(f"{self._root}/{name}/{version}", detail=True)
-        facts = ("size", "ETag", "etag", "LastModified", "last_modified", "mtime", "updated", "md5Hash")
-        listed = [f"{path} {[str(one.get(fact, '')) for fact in facts]}" for path, one in sorted(found.items())]
-        manifest = self._read(name, version, MANIFEST) or b""
-        return hashlib.sha256("\n".join(listed).encode() + manifest).hexdigest()
+            raise FileNotFoundError(f"{self._place.shown}/{name}/{version}")
+        facts = self._place.facts(name, version).encode()
+        return hashlib.sha256(facts + (self._place.read(name, version, MANIFEST) or b"")).hexdigest()
 
     def fetch(self, name: str, version: str) -> Path:
         target = self._folder / name / version
         try:
-            content = self._read(name, version, MANIFEST)
+            content = self._place.read(name, version, MANIFEST)
         except ArtifactError:
-            if self._listed is None and target.is_dir():  # hashes are looked at when it is loaded
+            if target.is_dir():  # a copy is better than nothing; its hashes are looked at when it is loaded
                 return target
             raise
         if content is None:
-            raise ArtifactError(f"{self._url}/{name}/{version} has no {MANIFEST} any more; export the model again")
+            raise ArtifactError(
+                f"{self._place.shown}/{name}/{version} has no {MANIFEST} any more; export the model again"
+            )
         self._fetch(name, version, content, target)
         return target
 
     def _fetch(self, name: str, version: str, content: bytes, target: Path) -> None:
-        place = f"{self._url}/{name}/{version}"
+        place = f"{self._place.shown}/{name}/{version}"
         manifest = parse_manifest(content, f"{place}/{MANIFEST}")
         for file in manifest.files:
             check_inside(file, f"{place}/{MANIFEST}")
-        signature = self._read(name, version, SIGNATURE)
+        signature = self._place.read(name, version, SIGNATURE)
         hidden = self._folder / f"{_HIDDEN}{name}-{version}-{uuid4().hex}"
         try:
             hidden.mkdir(parents=True)
             (hidden / MANIFEST).write_bytes(content)
             if signature is not None:
                 (hidden / SIGNATURE).write_bytes(signature)
-            if self._verify:
-                self._verify(hidden, content)
+            self._check_signature(hidden, content, place)
             if not self._is_there(target, manifest, content, signature):
                 self._fill(hidden, target, manifest, f"{name}/{version}")
                 _put(hidden, target)
@@ -122,6 +107,13 @@ class Mirror:
             ) from error
         finally:
             shutil.rmtree(hidden, ignore_errors=True)
+
+    def _check_signature(self, hidden: Path, content: bytes, place: str) -> None:
+        try:
+            if self._verify:
+                self._verify(hidden, content)
+        except ArtifactError as error:
+            raise ArtifactError(str(error).replace(str(hidden), place)) from error
 
     def _is_there(self, target: Path, manifest: Manifest, content: bytes, signature: bytes | None) -> bool:
         """Whether the copy is complete; hashes are taken again only of one that changed since they were."""
@@ -141,44 +133,16 @@ class Mirror:
             if _is_right(old / file, record):
                 shutil.copyfile(old / file, into)
                 continue
-            with self._reaching(f"{place}/{file}"):
-                self._fs.get_file(f"{self._root}/{place}/{file}", str(into))
+            self._place.download(into, *place.split("/"), file)
             if not _is_right(into, record):
                 raise ArtifactError(
-                    f"{self._url}/{place}/{file} is not the exported file: {into.stat().st_size} bytes came, the "
-                    f"manifest says {record.size_bytes} with sha256 {record.sha256[:12]}; upload it again"
+                    f"{self._place.shown}/{place}/{file} is not the exported file: {into.stat().st_size} bytes came, "
+                    f"the manifest says {record.size_bytes} with sha256 {record.sha256[:12]}; upload it again"
                 )
 
     def _versions_of(self, name: str) -> list[str]:
-        root = f"{self._root}/{name}"
-        found = [version for version in self._names(root) if self._fs.exists(f"{root}/{version}/{MANIFEST}")]
+        found = [version for version in self._place.folders(name) if self._place.has(name, version, MANIFEST)]
         return sorted(found, key=version_order)
-
-    def _names(self, root: str) -> list[str]:
-        """The folders in a folder whose names can be names of models or versions; others are none of ours."""
-        found = [
-            one["name"].rstrip("/").rpartition("/")[2] for one in self._fs.ls(root, detail=True) if _is_folder(one)
-        ]
-        return sorted({name for name in found if _is_name(name)})
-
-    def _read(self, *parts: str) -> bytes | None:
-        with self._reaching("/".join(parts)):
-            try:
-                content: bytes = self._fs.cat_file("/".join((self._root, *parts)))
-            except FileNotFoundError:
-                return None
-        return content
-
-    @contextmanager
-    def _reaching(self, what: str) -> Iterator[None]:
-        """Whatever a file system raises, as one error of ours."""
-        try:
-            yield
-        except ArtifactError:
-            raise
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise ArtifactError(f"{what} of the repository {self._url} cannot be read: {reason:.300}") from error
 
     def _keep(self, path: Path, content: bytes | None) -> None:
         """A small file in the copy, for when the place cannot be reached."""
@@ -198,26 +162,15 @@ class Mirror:
                 shutil.rmtree(left, ignore_errors=True)
 
 
-def _open(url: str) -> tuple[Any, str]:
-    """The file system of a URL, and the path in it."""
-    if find_spec("fsspec") is None:
-        raise ArtifactError(f"{url} needs the extra 'remote': pip install 'fathom-serving[remote]'")
-    import fsspec
-
-    try:
-        file_system, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
-    except (ImportError, ValueError) as error:
-        raise ArtifactError(
-            f"{url} cannot be read: {error}; install 'fathom-serving[remote]', or write s3:// or http://"
-        ) from error
-    return file_system, root.rstrip("/")
-
-
 def _put(hidden: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
         target.rename(hidden.with_name(f"{hidden.name}-old"))
-    hidden.rename(target)
+    try:
+        hidden.rename(target)
+    except OSError:
+        if not target.is_dir():  # another process was faster
+            raise
     shutil.rmtree(hidden.with_name(f"{hidden.name}-old"), ignore_errors=True)
 
 
@@ -227,15 +180,3 @@ def _is_right(path: Path, record: FileRecord) -> bool:
 
 def _content(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
-
-
-def _is_folder(listed: dict[str, Any]) -> bool:
-    return bool(listed["type"] == "directory")
-
-
-def _is_name(name: str) -> bool:
-    try:
-        _NAME.validate_python(name)
-    except ValidationError:
-        return False
-    return True
