@@ -18,7 +18,7 @@ from service.lifecycle import Lifecycle
 from service.logs import request_id
 from service.metrics import Metrics
 from service.problems import problem, problem_of, request_path
-from service.repository.slots import holding
+from service.repository.slots import Holding
 
 _log = logging.getLogger("fathom.access")
 _ID_HEADER = b"x-request-id"
@@ -80,7 +80,7 @@ class AccessMiddleware:
             return
         token = set_terms(terms)
         try:
-            with holding():
+            with Holding():
                 await self._app(scope, receive, send)
         finally:
             reset_terms(token)

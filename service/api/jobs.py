@@ -24,7 +24,7 @@ from service.cola.task import Progress
 from service.engine.terms import NUM_PRIORITIES, Terms, set_terms
 from service.problems import problem
 from service.registry import Registry
-from service.repository.slots import holding
+from service.repository.slots import Holding
 
 router = APIRouter(prefix="/cola/jobs", route_class=JsonRoute, tags=["cola"], responses=PROBLEMS)
 
@@ -115,7 +115,7 @@ class _SearchWork:
 
     async def __call__(self, report: Report) -> dict[str, Any]:
         set_terms(Terms(client="jobs", priority=NUM_PRIORITIES))  # a job outlives the request that submitted it
-        with holding():
+        with Holding():
             return await self._search(report)
 
     async def _search(self, report: Report) -> dict[str, Any]:

@@ -155,10 +155,8 @@ class Catalog:
 
     def is_due(self, key: Key) -> bool:
         """Whether a version that is not loaded will be, for the next request."""
-        if not self._is_lazy or self.is_asked.get(key) is False:
-            return False
         entry = self.entries.get(key)
-        return entry.state != "failed" if entry else key[1] in self._lazily(key[0])
+        return key[1] in self._lazily(key[0]) and not (entry and entry.state == "failed")
 
     def _lazily(self, name: str) -> list[str]:
         """The versions that a request may load."""
@@ -175,8 +173,8 @@ class Catalog:
     def _default(self, name: str, takes_turn: bool) -> str | None:
         """By the split, else the newest: of those that serve or did before they made room, else of those to come."""
         known = {version: entry for (model, version), entry in self.entries.items() if model == name}
-        serving = {found for found, entry in known.items() if entry.slot or (self._is_lazy and _made_room(entry))}
         coming = {version for version in self._lazily(name) if self.is_due((name, version))}
+        serving = {found for found, entry in known.items() if entry.slot or (found in coming and _made_room(entry))}
         split = self._splits.get(name)
         if split and (chosen := split.next(serving | coming) if takes_turn else split.heaviest(serving | coming)):
             return chosen

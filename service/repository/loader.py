@@ -49,6 +49,7 @@ class Loader:
         """Once nobody needs it, let a version answer what is queued and close it."""
         await slot.wait_until_idle()
         await slot.engine.close()
+        del slot.engine  # whoever remembers the slot shall not keep the weights
         self._room.give(slot.num_bytes)
         await asyncio.to_thread(give_back_memory)
 

@@ -40,6 +40,7 @@ class Mirror:
         self._checked: dict[Path, str] = {}  # stamps of copies whose hashes are known to be right
 
     def refresh(self) -> None:
+        self._make_folder()
         self._place.forget()
         listed = {name: self._versions_of(name) for name in self._place.folders()}
         if not any(listed.values()):
@@ -139,6 +140,14 @@ class Mirror:
                     f"{self._place.shown}/{place}/{file} is not the exported file: {into.stat().st_size} bytes came, "
                     f"the manifest says {record.size_bytes} with sha256 {record.sha256[:12]}; upload it again"
                 )
+
+    def _make_folder(self) -> None:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ArtifactError(
+                f"{self._folder} cannot be made: {error.strerror or error}; set FATHOM_CACHE"
+            ) from error
 
     def _versions_of(self, name: str) -> list[str]:
         found = [version for version in self._place.folders(name) if self._place.has(name, version, MANIFEST)]

@@ -111,8 +111,9 @@ class Reload:
                 if key[1] not in wanted and (is_served or not entry.slot):
                     self._shelf.retire(key)
             elif await self._is_gone(key, entry):
-                catalog.is_asked.pop(key, None)
                 self._shelf.retire(key)
+        for key in [key for key in catalog.is_asked if key[0] == name and key[1] not in on_disk]:
+            del catalog.is_asked[key]
         if not on_disk and not any(model == name for model, _ in catalog.entries):
             catalog.forget(name)
 

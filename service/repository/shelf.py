@@ -55,8 +55,9 @@ class Shelf:
         slot = self._catalog.entries.get(key, Entry("available")).slot
         self.retire(key)
         if slot:
-            asyncio.get_running_loop().call_later(patience_s, slot.let_go)
+            end = asyncio.get_running_loop().call_later(patience_s, slot.let_go)
             await asyncio.wait([task for task, leaving in self._leaving.items() if leaving is slot])
+            end.cancel()
 
     async def close(self) -> None:
         """Free everything, and wait for nobody."""

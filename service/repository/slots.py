@@ -6,8 +6,6 @@ A request holds what it asked for until it is answered, the last byte of a strea
 import asyncio
 import contextvars
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -70,21 +68,23 @@ _held: contextvars.ContextVar[list[Slot] | None] = contextvars.ContextVar("held"
 
 
 def hold(slot: Slot) -> None:
-    """Keep a version from being freed until the innermost `holding` ends; outside of one it is not kept."""
+    """Keep a version from being freed until the innermost `Holding` ends; outside of one it is not kept."""
     held = _held.get()
     if held is not None:
         slot.take()
         held.append(slot)
 
 
-@contextmanager
-def holding() -> Iterator[None]:
-    """Within, what is held stays loaded."""
-    held: list[Slot] = []
-    token = _held.set(held)
-    try:
-        yield
-    finally:
-        _held.reset(token)
-        for slot in held:
+class Holding:
+    """A context within which what is held stays loaded. A class, for one is entered per request."""
+
+    __slots__ = ("_held", "_token")
+
+    def __enter__(self) -> None:
+        self._held: list[Slot] = []
+        self._token = _held.set(self._held)
+
+    def __exit__(self, *_: object) -> None:
+        _held.reset(self._token)
+        for slot in self._held:
             slot.release()

@@ -16,12 +16,12 @@ import httpx
 RATE, ROW = 200.0, [0.0] * 64
 
 
-def publish(repository: Path, version: str) -> None:
-    """A new version of the digits model, complete or not at all."""
+def publish(repository: Path, version: str, **members: Any) -> None:
+    """A new version of the digits model, visible once it is complete."""
     hidden = repository / f".digits-{version}"
     shutil.copytree(repository / "digits" / "1", hidden, copy_function=shutil.copyfile)
     manifest = json.loads((hidden / "manifest.json").read_text())
-    (hidden / "manifest.json").write_text(json.dumps({**manifest, "version": version}))
+    (hidden / "manifest.json").write_text(json.dumps({**manifest, "version": version, **members}))
     hidden.rename(repository / "digits" / version)
 
 
@@ -45,8 +45,7 @@ def roll(repository: Path, client: httpx.Client) -> None:
     settings.write_text(json.dumps({"labels": {"stable": "3"}}))
     wait_for("2", "available")
     shutil.rmtree(repository / "digits" / "2")
-    publish(repository, "4")
-    (repository / "digits" / "4" / "manifest.json").write_text("{")
+    publish(repository, "4", kind="poem")
     wait_for("4", "failed")
     client.post("/models/reload").raise_for_status()
     shutil.rmtree(repository / "digits" / "4")
@@ -55,7 +54,7 @@ def roll(repository: Path, client: httpx.Client) -> None:
 
 
 async def steadily(url: str, is_over: threading.Event) -> list[str]:
-    """One request every 1 / RATE seconds, whatever became of those before; the version that answered, or what went wrong."""
+    """One request every 1 / RATE seconds, whatever became of those before: who answered, or what failed."""
     limits = httpx.Limits(max_connections=64, max_keepalive_connections=64)
 
     async def ask(client: httpx.AsyncClient) -> str:
@@ -84,10 +83,12 @@ def test_no_request_fails_while_versions_roll(
         load = threading.Thread(target=lambda: answered.extend(asyncio.run(steadily(server.url, is_over))))
         load.start()
         try:
+            time.sleep(0.5)
             roll(repository, server.client)
         finally:
             is_over.set()
             load.join()
         counts = Counter(answered)
+        assert len(answered) > RATE
         assert counts.keys() == {"1", "2", "3", "5"}, {said: count for said, count in counts.items() if len(said) > 1}
         assert server.metric("fathom_repository_reloads_total", outcome="failed") >= 1

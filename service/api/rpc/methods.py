@@ -14,7 +14,7 @@ from service.api.v2 import infer, models, repository, statistics, texts
 from service.api.v2.generate import in_pieces
 from service.api.v2.schemas import IndexRequest
 from service.engine.language import LanguageEngine
-from service.repository.slots import holding
+from service.repository.slots import Holding
 
 SERVICE = "inference.GRPCInferenceService"
 
@@ -69,7 +69,7 @@ class Methods:
         """Answer requests in order, a text in pieces; what fails is told and does not end the stream."""
         async for request in requests:
             try:
-                with holding():
+                with Holding():
                     async with aclosing(self._streamed(request)) as responses:
                         async for response in responses:
                             yield pb.ModelStreamInferResponse(infer_response=response)

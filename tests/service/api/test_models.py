@@ -324,3 +324,34 @@ def test_only_signed_versions_serve_where_there_is_a_key(repository: Path, serve
         assert found["tinymlp"]["state"] == "ready"
         assert found["tinylm"]["state"] == "failed"
         assert "tinylm/1 has no signature" in found["tinylm"]["reason"]
+
+
+def _edit_whole(directory: Path, **members: Any) -> None:
+    """What an export with --overwrite does, as far as a server can tell."""
+    hidden = Path(shutil.copytree(directory, directory.parent.parent / ".again"))
+    _edit(hidden, **members)
+    shutil.rmtree(directory)
+    hidden.rename(directory)
+
+
+def test_streams_and_searches_end_on_the_version_they_began_on(repository: Path, serve: Any, pace: Any) -> None:
+    with serve(repository=repository) as server:
+        pace.seconds = 0.02
+        text = {"model": "tinylm", "inputs": ["1+1="], "stream": True, "parameters": {"max_new_tokens": 20}}
+        wanted = {"model": "tinylm", "input": "1+1=", "target": "99", "budget": {"simulations": 40}}
+        job = server.post("/cola/jobs", **wanted).json()["id"]
+        with server.client.stream("POST", "/predict", json=text) as stream:
+            lines = stream.iter_lines()
+            assert next(lines) == "event: token"
+            _edit_whole(repository / "tinylm" / "1", provenance={"note": "again"})
+            (info, _) = server.client.post("/models/reload").json()
+            assert info["provenance"] == {"note": "again"}
+            assert [line for line in lines if line.startswith("event:")][-1] == "event: done"
+        found = server.client.get(f"/cola/jobs/{job}").json()
+        assert found["state"] in ("queued", "running"), found["reason"]
+        pace.seconds = 0.0
+        while (found := server.client.get(f"/cola/jobs/{job}").json())["state"] in ("queued", "running"):
+            threading.Event().wait(0.02)
+        assert found["state"] == "done", found["reason"]
+        while len([one for one in threading.enumerate() if one.name == "fathom-device"]) > 2:
+            threading.Event().wait(0.01)

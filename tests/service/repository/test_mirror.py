@@ -15,7 +15,7 @@ import pytest
 from models.artifact import read_manifest
 from models.errors import ArtifactError, UnavailableError
 from service.repository.mirror import Mirror
-from service.repository.slots import holding
+from service.repository.slots import Holding
 
 pytestmark = pytest.mark.anyio
 ROW = [1.0, 0.0, 2.0, 0.5, 1.5, 3.0]
@@ -86,7 +86,7 @@ def hashed(manifest_folder: Path) -> dict[str, str]:
 
 
 async def answering(registry: Any, name: str = "mine", version: str | None = None) -> str:
-    with holding():
+    with Holding():
         engine = await registry.get(name, version)
         await engine.infer([ROW], "full")
         return str(engine.manifest.version)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+import weakref
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from models.errors import ArtifactError, UnavailableError, UnknownModelError
 from service.engine.tensor import TensorEngine
 from service.registry import Registry
 from service.repository import loader
-from service.repository.slots import holding
+from service.repository.slots import Holding
 
 pytestmark = pytest.mark.anyio
 ROW = [1.0, 0.0, 2.0, 0.5, 1.5, 3.0]
@@ -29,7 +30,7 @@ def reason(registry: Registry, name: str, version: str) -> str:
 
 async def answering(registry: Registry, name: str = "mine", version: str | None = None) -> str:
     """The version that answers a request, which it really does."""
-    with holding():
+    with Holding():
         engine = await registry.get(name, version)
         assert isinstance(engine, TensorEngine)
         await engine.infer([ROW], "full")
@@ -120,7 +121,7 @@ async def test_version_that_changes_while_it_loads_is_not_half_loaded(
 async def test_same_version_with_other_files_replaces_itself(repository: Any, opened: Any) -> None:
     repository.publish("mine", "1")
     async with opened() as registry:
-        with holding():
+        with Holding():
             before = await registry.get("mine")
             repository.publish("mine", "1", provenance={"note": "again"})
             await registry.reload()
@@ -247,6 +248,7 @@ async def test_version_serves_only_after_its_warm_up(
         with pytest.raises(ArtifactError, match=words):
             await registry.load("mine")
         assert await registry.get("mine") is before
+        assert b'fathom_queue_rows{model="mine",version="1"} 0.0' in registry._metrics.exposition()  # still watched
 
 
 async def test_what_a_person_asked_for_stays(repository: Any, opened: Any) -> None:
@@ -266,6 +268,15 @@ async def test_what_a_person_asked_for_stays(repository: Any, opened: Any) -> No
         await registry.reload()
         assert set(states(registry).values()) == {"available"}
         assert (await registry.load("mine")).manifest.version == "4"
+
+
+async def test_unloaded_model_frees_its_memory(repository: Any, opened: Any) -> None:
+    repository.publish("mine", "1")
+    async with opened(backend="onnx") as registry:
+        await answering(registry)
+        engine = weakref.ref(await registry.get("mine"))
+        await registry.unload("mine")
+        assert engine() is None
 
 
 async def test_repository_that_cannot_be_read_changes_nothing(repository: Any, opened: Any) -> None:
@@ -306,7 +317,7 @@ async def test_no_request_fails_while_versions_come_and_go(repository: Any, open
 
         async def ask() -> None:
             while not is_over:
-                with holding():
+                with Holding():
                     engine = await registry.get("mine")
                     await asyncio.sleep(0.002)  # whatever a route does before it runs something
                     assert isinstance(engine, TensorEngine)

@@ -13,7 +13,7 @@ from service.engine.tensor import TensorEngine
 from service.engine.terms import Terms, reset_terms, set_terms
 from service.registry import Registry
 from service.repository import loader
-from service.repository.slots import holding
+from service.repository.slots import Holding
 
 pytestmark = pytest.mark.anyio
 ROW = [1.0, 0.0, 2.0, 0.5, 1.5, 3.0]
@@ -47,7 +47,7 @@ def loaded(registry: Registry) -> str:
 
 
 async def ask(registry: Registry, name: str) -> None:
-    with holding():
+    with Holding():
         engine = await registry.get(name)
         assert isinstance(engine, TensorEngine)
         await engine.infer([ROW], "full")
@@ -89,7 +89,7 @@ async def test_first_requests_share_one_load(opened: Any, size: int, opens: list
 
 async def test_model_in_use_is_not_sent_away(opened: Any, size: int) -> None:
     async with opened(models_bytes=size) as registry:
-        with holding():
+        with Holding():
             engine = await registry.get("a")
             waiting = asyncio.create_task(ask(registry, "b"))
             await asyncio.sleep(0.1)
@@ -102,7 +102,7 @@ async def test_model_in_use_is_not_sent_away(opened: Any, size: int) -> None:
 
 async def test_idle_model_goes_before_one_in_use(opened: Any, size: int) -> None:
     async with opened(models_bytes=2 * size) as registry:
-        with holding():
+        with Holding():
             await registry.get("a")
             await ask(registry, "b")
             await ask(registry, "c")
@@ -111,7 +111,7 @@ async def test_idle_model_goes_before_one_in_use(opened: Any, size: int) -> None
 
 async def test_who_waits_for_room_waits_no_longer_than_its_time(opened: Any, size: int) -> None:
     async with opened(models_bytes=size, drain_s=0.3) as registry:
-        with holding():
+        with Holding():
             await registry.get("a")
             token = set_terms(Terms(arrived_at=time.perf_counter(), timeout_s=0.1))
             with pytest.raises(DeadlineError, match=r"still loading when 0.1 s were over"):
@@ -147,6 +147,24 @@ async def test_newer_version_takes_over_within_the_budget(repository: Any, opene
         with pytest.raises(UnavailableError, match="not loaded"):
             await ask(registry, "a")
         await ask(registry, "c")
+
+
+async def test_newest_that_is_wanted_answers_although_newer_ones_were_loaded(
+    repository: Any, opened: Any, size: int
+) -> None:
+    repository.publish("a", "2")
+    async with opened(models_bytes=4 * size) as registry:
+        assert registry.check("a") == ("a", "2")
+        repository.settings("a", versions=["1"])
+        with Holding():
+            await registry.get("a")
+            await registry.reload()
+            assert registry.states()["a", "2"].state == "unloading"
+            assert registry.check("a") == ("a", "1")
+        repository.settings("a", versions="all")
+        await registry.reload()
+        await registry.unload("a", "2")
+        assert registry.check("a") == ("a", "1")
 
 
 async def test_nobody_fails_while_more_models_than_fit_are_asked_for(opened: Any, size: int) -> None:
