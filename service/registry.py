@@ -142,6 +142,7 @@ class Registry:
         """Load a version or label, or else what the settings want, and return its engine. Raises FathomError."""
         await self._try_refresh()
         name, version = self._catalog.split_name(name, version)
+        self._catalog.refuse_unknown(name, version, is_on_disk=True)
         async with self._turns[name]:
             version = self._catalog.ask(name, version)
             errors = await self._reload.model(name, is_retry=True, is_urgent=True)

@@ -96,9 +96,9 @@ class Catalog:
         if not on_disk or (named and named not in on_disk):
             self.refuse_unknown(name, version, is_on_disk=True)
         for found in on_disk:
-            if named in (None, found) and not self.is_asked.get((name, found), False):
+            if named in (None, found) and not self.is_asked.get((name, found)):
                 self.is_asked.pop((name, found), None)
-        if named:
+        if named and named not in self.settings_of(name).wanted(on_disk):
             self.is_asked[name, named] = True
         return named
 

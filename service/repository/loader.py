@@ -32,12 +32,12 @@ class Loader:
     async def load(self, key: Key, settings: ModelSettings, stamp: str, is_urgent: bool) -> Slot:
         """One version, ready to answer. Without urgency nobody leaves to make room for it: then FullError."""
         started, own = time.perf_counter(), settings.over(self._settings)
-        directory = await asyncio.to_thread(self._source.fetch, *key)
-        num_bytes = await asyncio.to_thread(_num_bytes, directory, own)
+        num_bytes = await asyncio.to_thread(self._num_bytes, key, own)
         if not (is_urgent or self._room.has(num_bytes)):
             raise FullError(f"no room for model {key[0]!r} yet; it loads with its first request")
         await self._room.take(key, num_bytes)
         try:
+            directory = await asyncio.to_thread(self._source.fetch, *key)
             engine = await self._engine(directory, settings, own)
         except BaseException:
             self._room.give(num_bytes)
@@ -65,6 +65,16 @@ class Loader:
                 raise
         return engine
 
+    def _num_bytes(self, key: Key, settings: Settings) -> int:
+        """Size of the files that a version is served from."""
+        place = "/".join((*key, MANIFEST))
+        try:
+            content = self._source.manifest_of(*key)
+        except OSError as error:
+            raise ArtifactError(f"{place} cannot be read: {error.strerror or error}; export the model again") from error
+        manifest = parse_manifest(content, place)
+        return sum(manifest.files[name].size_bytes for name in _files(manifest, settings))
+
     def _open(self, directory: Path, settings: Settings) -> Opened:
         before = folder_stamp(directory)
         opened = open_version(directory, settings, self._verify)
@@ -74,15 +84,6 @@ class Loader:
                 f"{directory} changed while it was loaded; write a version beside the others and rename it into place"
             )
         return opened
-
-
-def _num_bytes(directory: Path, settings: Settings) -> int:
-    """Size of the files that a version is served from."""
-    try:
-        manifest = parse_manifest((directory / MANIFEST).read_bytes(), directory / MANIFEST)
-    except OSError as error:
-        raise ArtifactError(f"{directory / MANIFEST} cannot be read: {error.strerror or error}") from error
-    return sum(manifest.files[name].size_bytes for name in _files(manifest, settings))
 
 
 def _files(manifest: Manifest, settings: Settings) -> set[str]:

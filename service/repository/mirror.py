@@ -70,18 +70,27 @@ class Mirror:
         facts = self._place.facts(name, version).encode()
         return hashlib.sha256(facts + (self._place.read(name, version, MANIFEST) or b"")).hexdigest()
 
-    def fetch(self, name: str, version: str) -> Path:
-        target = self._folder / name / version
+    def manifest_of(self, name: str, version: str) -> bytes:
         try:
             content = self._place.read(name, version, MANIFEST)
         except ArtifactError:
-            if target.is_dir():  # a copy is better than nothing; its hashes are looked at when it is loaded
-                return target
-            raise
+            content = _content(self._folder / name / version / MANIFEST)  # a copy is better than nothing
+            if content is None:
+                raise
         if content is None:
             raise ArtifactError(
                 f"{self._place.shown}/{name}/{version} has no {MANIFEST} any more; export the model again"
             )
+        return content
+
+    def fetch(self, name: str, version: str) -> Path:
+        target = self._folder / name / version
+        try:
+            content = self._place.read(name, version, MANIFEST) or self.manifest_of(name, version)
+        except ArtifactError:
+            if target.is_dir():  # its hashes are looked at when it is loaded
+                return target
+            raise
         self._fetch(name, version, content, target)
         return target
 

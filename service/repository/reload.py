@@ -50,23 +50,26 @@ class Reload:
         return errors if complaint is None or errors or not on_disk else {(name, on_disk[-1]): complaint}
 
     async def _read(self, name: str, on_disk: Sequence[str]) -> ModelSettings:
-        content = await asyncio.to_thread(self._source.settings_of, name) if on_disk else None
+        place = f"{name}/{SETTINGS}"
+        try:
+            content = await asyncio.to_thread(self._source.settings_of, name) if on_disk else None
+        except OSError as error:
+            raise ArtifactError(f"{place} cannot be read: {error.strerror or error}; correct or remove it") from error
         if content is None:
             return ModelSettings()
-        place = f"{name}/{SETTINGS}"
         settings = parse_model_settings(content, place)
         settings.check(place, on_disk)
         return settings
 
     def _fail(self, name: str, version: str, error: FathomError) -> dict[Key, Exception]:
         """Without settings that could be used, now or before, a model does not serve."""
-        _log.error("model %s: %s", name, error)
+        self._complain(name, error)
         self._catalog.enter((name, version), Entry("failed", reason=str(error)))
         return {(name, version): error}
 
     async def _update(self, key: Key, settings: ModelSettings, is_retry: bool, is_urgent: bool) -> Exception | None:
-        entry = self._catalog.entries.get(key, Entry("available"))
         stamp = await self.stamp(key, settings)
+        entry = self._catalog.entries.get(key, Entry("available"))
         if entry.slot and entry.slot.stamp == stamp:
             if entry.reason:
                 self._catalog.enter(key, replace(entry, reason="", stamp=""))
@@ -106,25 +109,26 @@ class Reload:
         catalog = self._catalog
         wanted |= set(catalog.wanted(name, catalog.settings_of(name), on_disk))
         is_served = any(catalog.may_answer((name, version)) for version in wanted)
-        for key, entry in [(key, entry) for key, entry in catalog.entries.items() if key[0] == name]:
+        for key in [key for key in catalog.entries if key[0] == name]:
             if key[1] in on_disk:
-                if key[1] not in wanted and (is_served or not entry.slot):
+                if key[1] not in wanted and (is_served or not catalog.slot_of(*key)):
                     self._shelf.retire(key)
-            elif await self._is_gone(key, entry):
+            elif await self._is_gone(key):
                 self._shelf.retire(key)
         for key in [key for key in catalog.is_asked if key[0] == name and key[1] not in on_disk]:
             del catalog.is_asked[key]
         if not on_disk and not any(model == name for model, _ in catalog.entries):
             catalog.forget(name)
 
-    async def _is_gone(self, key: Key, entry: Entry) -> bool:
+    async def _is_gone(self, key: Key) -> bool:
         """Whether a version was removed; one that cannot be read for another reason serves on, and says so."""
         try:
             await asyncio.to_thread(self._source.stamp_of, *key)
         except (FileNotFoundError, NotADirectoryError):
             return True
         except (OSError, FathomError) as error:
-            self._catalog.enter(key, replace(entry, reason=f"its folder cannot be read: {error}"))
+            if entry := self._catalog.entries.get(key):
+                self._catalog.enter(key, replace(entry, reason=f"its folder cannot be read: {error}"))
         return False
 
     def _complain(self, name: str, complaint: FathomError | None) -> None:

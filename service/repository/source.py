@@ -24,10 +24,13 @@ class Source(Protocol):
         """The versions of each model, oldest first."""
 
     def settings_of(self, name: str) -> bytes | None:
-        """The content of a model's settings file, if it has one. Raises ArtifactError."""
+        """The content of a model's settings file, if it has one. Raises OSError or ArtifactError."""
 
     def stamp_of(self, name: str, version: str) -> str:
         """Changes when the files of a version do. Raises OSError or ArtifactError."""
+
+    def manifest_of(self, name: str, version: str) -> bytes:
+        """The content of a version's manifest, nothing else fetched. Raises OSError or ArtifactError."""
 
     def fetch(self, name: str, version: str) -> Path:
         """The folder of a version on this machine. Raises ArtifactError."""
@@ -54,11 +57,8 @@ class Folder:
         if not os.path.lexists(path):
             return None
         self._check_inside(path)
-        try:
-            with path.open("rb") as file:
-                content = file.read(MAX_SETTINGS_BYTES + 1)
-        except OSError as error:
-            raise ArtifactError(f"{path} cannot be read: {error.strerror or error}; correct or remove it") from error
+        with path.open("rb") as file:
+            content = file.read(MAX_SETTINGS_BYTES + 1)
         if len(content) > MAX_SETTINGS_BYTES:
             raise ArtifactError(f"{path} has more than {MAX_SETTINGS_BYTES} bytes; correct or remove it")
         return content
@@ -66,6 +66,9 @@ class Folder:
     def stamp_of(self, name: str, version: str) -> str:
         (self.path / name / version / MANIFEST).stat()
         return folder_stamp(self.path / name / version)
+
+    def manifest_of(self, name: str, version: str) -> bytes:
+        return (self.path / name / version / MANIFEST).read_bytes()
 
     def fetch(self, name: str, version: str) -> Path:
         directory = self.path / name / version

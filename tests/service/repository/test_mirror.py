@@ -5,6 +5,7 @@ import http.server
 import json
 import os
 import shutil
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from models.artifact import read_manifest
 from models.errors import ArtifactError, UnavailableError
+from models.signature import sign
 from service.repository.mirror import Mirror
 from service.repository.slots import Holding
 
@@ -236,3 +238,31 @@ def test_leftovers_of_a_download_that_was_cut_off_go(repository: Any, web: tuple
     Mirror(web[0], tmp_path).refresh()
     assert [path.name for path in tmp_path.glob(".fetch-*")] == [".fetch-new"]
     shutil.rmtree(tmp_path / ".fetch-new")
+
+
+async def test_models_without_room_are_not_fetched(
+    repository: Any, opened: Any, web: tuple[str, type[Quiet]], tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        directory = repository.publish(name, "1")
+    size = sum(record.size_bytes for record in read_manifest(directory).files.values())
+    async with opened(repository=web[0], cache=tmp_path / "cache", models_bytes=size) as registry:
+        assert sorted(path.name for path in tmp_path.glob("cache/*/*")) == ["a"]
+        assert await answering(registry, "b") == "1"
+        assert sorted(path.name for path in tmp_path.glob("cache/*/*")) == ["a", "b"]
+
+
+async def test_only_signed_versions_are_fetched(
+    repository: Any, opened: Any, web: tuple[str, type[Quiet]], tmp_path: Path
+) -> None:
+    private, public = tmp_path / "key.pem", tmp_path / "key.pub"
+    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", private], check=True, capture_output=True)
+    subprocess.run(["openssl", "pkey", "-in", private, "-pubout", "-out", public], check=True)
+    sign(repository.publish("mine", "1"), private)
+    repository.publish("mine", "2")
+    async with opened(repository=web[0], cache=tmp_path / "cache", repository_key=public) as registry:
+        with pytest.raises(ArtifactError, match=r"http://.*/mine/2 has no signature manifest.sig"):
+            await registry.load("mine")
+        await registry.load("mine", "1")
+        assert await answering(registry) == "1"
+        assert [path.name for path in tmp_path.glob("cache/*/mine/*")] == ["1"]
