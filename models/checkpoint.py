@@ -1,33 +1,57 @@
 """A checkpoint directory to a model: which architecture its `config.json` names, and how that is loaded."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from models.errors import ArtifactError, FathomError
 from models.layered import LayeredModel
 from models.lm import weights
+from models.lm.architectures import ARCHITECTURES
 from models.mixers import residual_mlp
 
-_LOADERS: dict[str, Callable[[Path], LayeredModel]] = {
-    "llama": weights.load,
+# Of each `model_type`: a directory and a precision (None: as stored) to a model.
+_LOADERS: Mapping[str, Callable[[Path, torch.dtype | None], LayeredModel]] = {
+    **dict.fromkeys(ARCHITECTURES, weights.load),
     "residual_mlp": residual_mlp.load,
 }
 
 
-def load_checkpoint(directory: Path) -> LayeredModel:
-    """Load a checkpoint directory, float32. Raises ArtifactError for a missing file or an unknown architecture."""
-    try:
-        model_type = json.loads((directory / "config.json").read_text()).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ArtifactError(f"{directory / 'config.json'} cannot be read: {error}") from error
+def load_checkpoint(directory: Path, dtype: torch.dtype | None = torch.float32) -> LayeredModel:
+    """Load a checkpoint directory. Raises ArtifactError for a missing file or an unknown architecture."""
+    model_type = str(read_raw(directory).get("model_type"))
     if model_type not in _LOADERS:
-        raise ArtifactError(f"{directory} holds a {model_type!r} model; supported are {sorted(_LOADERS)}")
+        raise _unknown(directory, model_type)
     try:
-        return _LOADERS[model_type](directory)
+        return _LOADERS[model_type](directory, dtype)
     except FathomError:
         raise
     except Exception as error:  # a foreign directory can be wrong in any way
         raise ArtifactError(
             f"{directory} does not load as {model_type!r}: {error!r}; save the checkpoint again"
         ) from error
+
+
+def read_raw(directory: Path) -> dict[str, Any]:
+    """What `config.json` says, as it stands there. Raises ArtifactError."""
+    path = directory / "config.json"
+    try:
+        raw = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read: {error}") from error
+    if not isinstance(raw, dict):
+        raise ArtifactError(f"{path} holds no object; copy the checkpoint again")
+    return raw
+
+
+def _unknown(directory: Path, model_type: object) -> ArtifactError:
+    has_code = "auto_map" in read_raw(directory)
+    remedy = (
+        "its config.json asks to run code of its own (trust_remote_code), which no checkpoint may here"
+        if has_code
+        else f"supported are {sorted(_LOADERS)}"
+    )
+    return ArtifactError(f"{directory} holds a {model_type!r} model; {remedy}")

@@ -8,6 +8,7 @@ from collections import defaultdict
 
 from models.errors import ArtifactError, DeadlineError, FathomError, UnavailableError
 from models.signature import verifier
+from service.bound import Bound
 from service.engine.engine import Engine
 from service.engine.terms import current_terms
 from service.metrics import Metrics
@@ -94,12 +95,6 @@ class Registry:
         except FathomError as error:
             _log.error("model %s version %s did not load: %s", *key, error)
 
-    async def run(self) -> None:
-        """Load everything, then follow the repository's changes if that is wanted, until cancelled."""
-        await self.load_all()
-        if self._settings.reload_s:
-            await self._watch()
-
     async def load_all(self) -> None:
         """Load what the repository says; a model that fails does not stop the others."""
         await self._try_refresh()
@@ -108,7 +103,7 @@ class Registry:
             _log.warning("FATHOM_DEGRADE names %s; there are %s", strangers, list(found))
         if not self._settings.models_bytes:
             for name, versions in found.items():
-                self._catalog.enter((name, versions[-1]), Entry("loading"))
+                self._catalog.entries.setdefault((name, versions[-1]), Entry("loading"))
         for name in found:
             await self._reload_one(name)
         self._is_started = True
@@ -126,9 +121,10 @@ class Registry:
         finally:
             self._metrics.reloads.labels("failed" if failed else "done").inc()
 
-    async def _watch(self) -> None:
+    async def follow(self) -> None:
+        """Reload every `reload_s`, if that is wanted, until cancelled."""
         told = ""
-        while True:
+        while self._settings.reload_s:
             await asyncio.sleep(self._settings.reload_s)
             try:
                 await self.reload()
@@ -152,6 +148,10 @@ class Registry:
         if slot is None:
             raise UnavailableError(f"model {name!r} was put away while it was loaded; send the request again")
         return slot.engine
+
+    def add(self, name: str, bound: Bound) -> Engine:
+        """Serve a model of this process until it is unloaded; there are no files to load it from again."""
+        return self._shelf.add(name, bound)
 
     async def unload(self, name: str, version: str | None = None) -> None:
         """Let a model answer what it accepted, then free it. Raises UnknownModelError if it is not there."""

@@ -29,6 +29,7 @@ def tiny_lm_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from models.lm import weights
     from models.lm.config import LMConfig
     from models.lm.model import LanguageModel
+    from models.lm.rope import Rope
     from training.arith import tokenizer
 
     config = LMConfig(
@@ -39,7 +40,7 @@ def tiny_lm_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=TINY_LM_MAX_LENGTH,
-        rope_theta=200.0,
+        rope=Rope(theta=200.0),
         eos_token_id=tokenizer.END_ID,
         pad_token_id=tokenizer.PAD_ID,
     )

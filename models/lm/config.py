@@ -1,25 +1,42 @@
-"""Hyper-parameters of a decoder-only language model, in the words of a Hugging Face Llama `config.json`."""
+"""What a decoder-only language model computes: sizes, and which of the field's variants each block is.
+
+The defaults are Llama's. How a checkpoint's config.json becomes one of these is in `models.lm.architectures`.
+"""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypeAlias
 
-from models.errors import ArtifactError
+from models.lm.rope import Rope, max_positions
 
-_SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "max_position_embeddings",
-)
+Norm: TypeAlias = Literal["rms", "offset_rms", "layer"]
+NormPlace: TypeAlias = Literal["before", "after", "both"]
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertsConfig:
+    """A mixture of experts in place of the MLP: how many there are, how many a token visits, and who shares.
+
+    `layers` are those that have it; `has_normal_weights` makes the weights of the chosen sum to one.
+    """
+
+    count: int
+    per_token: int
+    intermediate_size: int
+    layers: tuple[int, ...]
+    has_normal_weights: bool = False
+    shared_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LMConfig:
-    """Field names are Hugging Face's, so that the file maps one to one."""
+    """Sizes have Hugging Face's names.
+
+    rope: None where positions are learned vectors. norm_place: before a block reads the stream, after it on what it
+    adds, or both. qk_norm: on each head of queries and keys, or on all heads together. sliding_window: how many tokens
+    back `windowed_layers` see, themselves included. softcap: bound of attention scores and of logits (Gemma 2).
+    """
 
     vocab_size: int
     hidden_size: int
@@ -28,44 +45,78 @@ class LMConfig:
     num_attention_heads: int
     num_key_value_heads: int
     max_position_embeddings: int
-    rms_norm_eps: float = 1e-5
-    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+    rope: Rope | None = field(default_factory=Rope)
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None
+    head_dim: int | None = None
+    norm: Norm = "rms"
+    norm_place: NormPlace = "before"
+    is_parallel: bool = False
+    activation: str = "silu"
+    is_gated: bool = True
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: Literal["head", "all"] | None = None
+    qkv_bound: float | None = None
+    attention_scale: float | None = None
+    is_scaled_by_depth: bool = False
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    embedding_scale: float = 1.0
+    is_tied: bool = False
+    sliding_window: int | None = None
+    windowed_layers: tuple[int, ...] = ()
+    experts: ExpertsConfig | None = None
 
     @property
     def head_size(self) -> int:
-        return self.hidden_size // self.num_attention_heads
+        return self.head_dim or self.hidden_size // self.num_attention_heads
 
-    @classmethod
-    def read(cls, directory: Path) -> "LMConfig":
-        """Read `config.json`. Raises ArtifactError for anything this family does not compute exactly."""
-        raw = json.loads((directory / "config.json").read_text())
-        _refuse_unsupported(raw)
-        rope = raw.get("rope_parameters") or {}
-        eos = raw.get("eos_token_id")
-        return cls(
-            vocab_size=raw["vocab_size"],
-            hidden_size=raw["hidden_size"],
-            intermediate_size=raw["intermediate_size"],
-            num_hidden_layers=raw["num_hidden_layers"],
-            num_attention_heads=raw["num_attention_heads"],
-            num_key_value_heads=raw.get("num_key_value_heads") or raw["num_attention_heads"],
-            max_position_embeddings=raw["max_position_embeddings"],
-            rms_norm_eps=raw["rms_norm_eps"],
-            rope_theta=raw.get("rope_theta") or rope.get("rope_theta", 10_000.0),
-            bos_token_id=raw.get("bos_token_id"),
-            eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
-            pad_token_id=raw.get("pad_token_id"),
-        )
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest sequence that is computed exactly."""
+        configured = self.max_position_embeddings
+        return configured if self.rope is None else max_positions(self.rope, configured)
+
+    @property
+    def rotary_size(self) -> int:
+        """Numbers of a head that turn with the position."""
+        return self.rope.size(self.head_size) if self.rope else 0
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The different reaches of attention, one mask each; None sees everything before."""
+        if not self.windowed_layers:
+            return (None,)
+        is_everywhere = len(self.windowed_layers) == self.num_hidden_layers
+        return (self.sliding_window,) if is_everywhere else (None, self.sliding_window)
+
+    def mask_of(self, layer: int) -> int:
+        """Which of the masks a layer sees through."""
+        return len(self.windows) - 1 if layer in self.windowed_layers else 0
 
     def write(self, directory: Path) -> None:
-        """Write a `config.json` that `transformers` loads as LlamaForCausalLM."""
+        """Write a `config.json` that `transformers` loads as LlamaForCausalLM; only a plain Llama can be written."""
+        assert self.rope is not None
+        assert self == replace(_plain(self), rope=Rope(self.rope.theta)), "only Llama's own variant has this file"
         raw = {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
-            **asdict(self),
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_attention_heads": self.num_attention_heads,
+            "num_key_value_heads": self.num_key_value_heads,
+            "max_position_embeddings": self.max_position_embeddings,
+            "rms_norm_eps": self.norm_eps,
+            "rope_theta": self.rope.theta,
+            "bos_token_id": self.bos_token_id,
+            "eos_token_id": self.eos_token_id,
+            "pad_token_id": self.pad_token_id,
             "head_dim": self.head_size,
             "hidden_act": "silu",
             "attention_bias": False,
@@ -76,27 +127,19 @@ class LMConfig:
         (directory / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
 
 
-def _refuse_unsupported(raw: dict[str, Any]) -> None:
-    for name in _SIZES:
-        if not isinstance(raw.get(name), int) or raw[name] < 1:
-            raise ArtifactError(f"config.json says {name} = {raw.get(name)!r}; it must be a whole number from 1 on")
-    rope = raw.get("rope_parameters") or {}
-    head_size = raw["hidden_size"] // raw["num_attention_heads"]
-    wanted = {
-        "model_type": (raw.get("model_type"), "llama"),
-        "hidden_size modulo num_attention_heads": (raw["hidden_size"] % raw["num_attention_heads"], 0),
-        "num_attention_heads modulo num_key_value_heads": (
-            raw["num_attention_heads"] % (raw.get("num_key_value_heads") or raw["num_attention_heads"]),
-            0,
-        ),
-        "hidden_act": (raw.get("hidden_act", "silu"), "silu"),
-        "attention_bias": (raw.get("attention_bias", False), False),
-        "mlp_bias": (raw.get("mlp_bias", False), False),
-        "tie_word_embeddings": (raw.get("tie_word_embeddings", False), False),
-        "rope_scaling": (raw.get("rope_scaling"), None),
-        "rope_type": (rope.get("rope_type", "default"), "default"),
-        "head_dim": (raw.get("head_dim") or head_size, head_size),
-    }
-    for name, (value, supported) in wanted.items():
-        if value != supported:
-            raise ArtifactError(f"config.json says {name} = {value!r}; only {supported!r} is supported")
+def _plain(config: LMConfig) -> LMConfig:
+    """The Llama of the same sizes."""
+    return LMConfig(
+        config.vocab_size,
+        config.hidden_size,
+        config.intermediate_size,
+        config.num_hidden_layers,
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        config.max_position_embeddings,
+        config.norm_eps,
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+        pad_token_id=config.pad_token_id,
+        head_dim=config.head_dim,
+    )

@@ -9,16 +9,24 @@ from models.chain import Chain
 from models.layered import Kind, LayeredModel
 from models.lm.block import Layer
 from models.lm.config import LMConfig
+from models.lm.norm import make_norm
+from models.lm.rope import frequencies
 
 
 class Embedding(nn.Module):
-    """Token embedding, plus what every visit of the pass shares: rotary angles and the attention mask."""
+    """Token embedding, plus what every visit of the pass shares: rotary angles and the attention masks."""
 
     def __init__(self, config: LMConfig) -> None:
         super().__init__()
+        self.scale, self.windows = config.embedding_scale, config.windows
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        exponent = torch.arange(0, config.head_size, 2, dtype=torch.float32) / config.head_size
-        self.register_buffer("inv_freq", 1.0 / config.rope_theta**exponent, persistent=False)  # [K / 2]
+        self.embed_positions: nn.Embedding | None = None
+        if config.rope is None:
+            self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        plain, self.temperature = (
+            frequencies(config.rope, config.head_size) if config.rope else (torch.empty(0, device="cpu"), 1.0)
+        )
+        self.register_buffer("inv_freq", plain, persistent=False)  # [R / 2]
         self.inv_freq: Tensor
 
     def forward(self, token_ids: Tensor, starts: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -26,16 +34,31 @@ class Embedding(nn.Module):
 
         token_ids [B, S] int64, padded on the right; starts [B] int64, tokens of each row already cached;
         columns [P] int64, the cache columns 0 to P - 1, of which a row sees the first `starts`.
-        Returns hidden [B, S, D]; cos, sin [B, S, K] float32; mask [B, 1, S, P + S] bool.
+        Returns hidden [B, S, D]; cos, sin [B, S, R] in its dtype; mask [B, M, S, P + S] bool, M for each reach.
         """
         new = torch.arange(token_ids.shape[1], device=token_ids.device)  # [S]
         positions = starts[:, None] + new  # [B, S]
-        angles = positions[:, :, None].to(torch.float32) * self.inv_freq  # [B, S, K / 2]
-        angles = torch.cat((angles, angles), dim=-1)  # [B, S, K]
+        hidden = self._embedded(token_ids, positions)
+        angles = positions[:, :, None].to(torch.float32) * self.inv_freq  # [B, S, R / 2]
+        angles = torch.cat((angles, angles), dim=-1)  # [B, S, R]
+        cos, sin = (wave * self.temperature for wave in (angles.cos(), angles.sin()))
         cached = (columns < starts[:, None])[:, None, :].expand(-1, token_ids.shape[1], -1)  # [B, S, P]
         causal = (new[None, :] <= new[:, None]).expand(token_ids.shape[0], -1, -1)  # [B, S, S]
-        mask = torch.cat((cached, causal), dim=2).unsqueeze(1)
-        return self.embed_tokens(token_ids), angles.cos(), angles.sin(), mask
+        mask = torch.cat((cached, causal), dim=2)
+        # How far back each column lies, of cached and of new tokens.
+        back = torch.cat(
+            (positions[:, :, None] - columns, (new[:, None] - new).expand(token_ids.shape[0], -1, -1)), dim=2
+        )
+        masks = [mask if window is None else mask & (back < window) for window in self.windows]
+        return hidden, cos.to(hidden.dtype), sin.to(hidden.dtype), torch.stack(masks, dim=1)
+
+    def _embedded(self, token_ids: Tensor, positions: Tensor) -> Tensor:
+        hidden: Tensor = self.embed_tokens(token_ids)
+        if self.scale != 1.0:
+            hidden = hidden * torch.tensor(self.scale, dtype=hidden.dtype, device=hidden.device)
+        if self.embed_positions is not None:  # padding may lie behind the last position there is
+            hidden = hidden + self.embed_positions(positions.clamp(max=self.embed_positions.num_embeddings - 1))
+        return hidden
 
 
 class Head(nn.Module):
@@ -43,30 +66,44 @@ class Head(nn.Module):
 
     def __init__(self, config: LMConfig) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.softcap = config.logit_softcap or 0.0
+        self.norm = make_norm(config, config.hidden_size)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[B, T, D] -> logits [B, T, V]"""
         logits: Tensor = self.lm_head(self.norm(hidden))
-        return logits
+        return logits if self.softcap == 0.0 else torch.tanh(logits / self.softcap) * self.softcap
 
 
 class LanguageModel(LayeredModel):
-    """A Llama-family decoder whose layers can be visited in any order."""
+    """A decoder whose layers can be visited in any order."""
 
     kind: Kind = "causal-lm"
 
     def __init__(self, config: LMConfig) -> None:
         super().__init__()
         self.config = config
+        self.residual_form = "parallel" if config.is_parallel else "standard"
         self.embed: Embedding = Embedding(config)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
-        self.head = Head(config)
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
+        self.head: Head = Head(config)
+        if config.is_tied:
+            self.tie()
+
+    def tie(self) -> None:
+        """Let the head use the embedding's weights."""
+        self.head.lm_head.weight = self.embed.embed_tokens.weight
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of weights, stream, keys and values."""
+        return self.embed.embed_tokens.weight.dtype
 
     def empty_cache(self, batch: int) -> Tensor:
-        """Keys or values of no token: [B, G, 0, K] float32."""
-        return self.embed.inv_freq.new_zeros(batch, self.config.num_key_value_heads, 0, self.config.head_size)
+        """Keys or values of no token: [B, G, 0, K]."""
+        shape = (batch, self.config.num_key_value_heads, 0, self.config.head_size)
+        return self.embed.embed_tokens.weight.new_zeros(shape)
 
     def along(self, inputs: Mapping[str, Tensor], chain: Chain) -> Tensor:
         token_ids = inputs["token_ids"]  # [B, S]

@@ -2,13 +2,16 @@
 
 import json
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.layered import TensorStack
+from models.shards import Shards, load_into, refuse_differences
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +81,19 @@ class ResidualMLP(TensorStack):
         self.head = Classifier(config)
 
 
-def load(directory: Path) -> ResidualMLP:
-    """Build the model of a checkpoint directory, ready for inference."""
+def load(directory: Path, dtype: torch.dtype | None = torch.float32) -> ResidualMLP:
+    """Build the model of a checkpoint directory, ready for inference, in `dtype`, or None for the one it is stored in.
+
+    Raises ArtifactError naming tensors that are missing, unexpected or of another shape.
+    """
     raw = json.loads((directory / "config.json").read_text())
     config = ResidualMLPConfig(**{field.name: raw[field.name] for field in fields(ResidualMLPConfig)})
-    model = ResidualMLP(config)
-    model.load_state_dict(load_file(directory / "model.safetensors"))
+    shards = Shards(directory)
+    with torch.device("meta"):
+        model = ResidualMLP(config)
+    wanted = model.state_dict().keys()
+    refuse_differences(directory, wanted - shards.names, shards.names - wanted)
+    load_into(model, {name: partial(shards.read, name) for name in wanted}, dtype)
     return model.eval()
 
 

@@ -73,8 +73,9 @@ class Catalog:
         }
 
     def ready(self) -> list[tuple[Key, Slot]]:
-        """What is loaded."""
-        return [(key, entry.slot) for key, entry in self.entries.items() if entry.slot]
+        """What is loaded from files."""
+        loaded = ((key, entry.slot) for key, entry in self.entries.items() if entry.slot)
+        return [(key, slot) for key, slot in loaded if not slot.is_bound]
 
     def wanted(self, name: str, settings: ModelSettings, on_disk: Sequence[str]) -> list[str]:
         """The versions that should serve, oldest first: those of the settings, and those that were asked for."""

@@ -2,13 +2,16 @@
 
 import asyncio
 import time
+from dataclasses import replace
 from pathlib import Path
 
-from models.artifact import MANIFEST, Manifest, Verify, parse_manifest
+from models.artifact import MANIFEST, Verify, parse_manifest
 from models.errors import ArtifactError, UnavailableError
-from service.backends.open import form_of
+from service.backends.open import files_of
+from service.bound import Bound
 from service.engine.engine import Engine
 from service.metrics import Metrics
+from service.repository.limits import limits_of
 from service.repository.model_settings import ModelSettings
 from service.repository.opening import Opened, engine_of, open_version
 from service.repository.room import Room
@@ -45,6 +48,15 @@ class Loader:
         engine.metrics.observe_load(time.perf_counter() - started)
         return Slot(engine, num_bytes, stamp)
 
+    def bound(self, name: str, bound: Bound) -> Slot:
+        """A model of this process."""
+        manifest = bound.manifest(name)
+        limits = limits_of(manifest, self._settings)
+        if not bound.is_module:  # a function may wait for something, or want no event loop around it
+            limits = replace(limits, batch=replace(limits.batch, max_inline_s=0.0))
+        opened = Opened(manifest, bound.open(name), limits, None, None)
+        return Slot(engine_of(opened, self._metrics), 0, "", is_bound=True)
+
     async def free(self, slot: Slot) -> None:
         """Once nobody needs it, let a version answer what is queued and close it."""
         await slot.wait_until_idle()
@@ -73,7 +85,7 @@ class Loader:
         except OSError as error:
             raise ArtifactError(f"{place} cannot be read: {error.strerror or error}; export the model again") from error
         manifest = parse_manifest(content, place)
-        return sum(manifest.files[name].size_bytes for name in _files(manifest, settings))
+        return sum(manifest.files[name].size_bytes for name in files_of(manifest, settings.backend))
 
     def _open(self, directory: Path, settings: Settings) -> Opened:
         before = folder_stamp(directory)
@@ -84,13 +96,3 @@ class Loader:
                 f"{directory} changed while it was loaded; write a version beside the others and rename it into place"
             )
         return opened
-
-
-def _files(manifest: Manifest, settings: Settings) -> set[str]:
-    form = form_of(manifest, settings.backend)
-    if form is None:
-        return set(manifest.files)
-    parts = (form.embed, *form.layers, form.head) if form.has_parts else (form.whole,)
-    language = manifest.language
-    beside = (language.tokenizer, language.chat_template) if language else ()
-    return {name for name in (*parts, *beside) if name}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from models.artifact import LanguageSpec, Manifest, Verify, read_manifest
 from models.errors import ArtifactError, BackendError
 from models.lm.tokenizer import Tokenizer
-from service.backends.open import num_pages_within, open_backend
+from service.backends.open import item_bytes, num_pages_within, open_backend
 from service.backends.protocol import Backend
 from service.engine.engine import Engine, EngineLimits
 from service.engine.language import LanguageEngine
@@ -41,8 +41,11 @@ def open_version(directory: Path, settings: Settings, verify: Verify | None = No
     tokenizer = Tokenizer(directory / language.tokenizer) if language else None
     chat = _chat(language, directory) if language else None
     size = settings.kv_page_tokens
-    pages = num_pages_within(manifest, settings.max_batch_rows, settings.kv_bytes, size)
-    backend = open_backend(manifest, directory, settings.backend, settings.device, settings.num_threads, pages, size)
+    number = item_bytes(manifest, settings.backend, settings.dtype)
+    pages = num_pages_within(manifest, settings.max_batch_rows, settings.kv_bytes, size, number)
+    backend = open_backend(
+        manifest, directory, settings.backend, settings.device, settings.num_threads, pages, size, settings.dtype
+    )
     if settings.warm_up:
         try:
             warm_up(manifest, backend, limits.batch)

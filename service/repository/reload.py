@@ -70,7 +70,7 @@ class Reload:
     async def _update(self, key: Key, settings: ModelSettings, is_retry: bool, is_urgent: bool) -> Exception | None:
         stamp = await self.stamp(key, settings)
         entry = self._catalog.entries.get(key, Entry("available"))
-        if entry.slot and entry.slot.stamp == stamp:
+        if entry.slot and (entry.slot.stamp == stamp or entry.slot.is_bound):
             if entry.reason:
                 self._catalog.enter(key, replace(entry, reason="", stamp=""))
             return None
@@ -109,7 +109,7 @@ class Reload:
         catalog = self._catalog
         wanted |= set(catalog.wanted(name, catalog.settings_of(name), on_disk))
         is_served = any(catalog.may_answer((name, version)) for version in wanted)
-        for key in [key for key in catalog.entries if key[0] == name]:
+        for key in [key for key, entry in catalog.entries.items() if key[0] == name and not _is_bound(entry)]:
             if key[1] in on_disk:
                 if key[1] not in wanted and (is_served or not catalog.slot_of(*key)):
                     self._shelf.retire(key)
@@ -136,3 +136,7 @@ class Reload:
         if said and self._catalog.complaints.get(name) != said:
             _log.error("model %s: %s", name, said)
         self._catalog.complaints[name] = said
+
+
+def _is_bound(entry: Entry) -> bool:
+    return bool(entry.slot and entry.slot.is_bound)

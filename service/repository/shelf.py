@@ -8,6 +8,8 @@ from functools import partial
 
 from models.artifact import Verify
 from models.errors import UnavailableError
+from service.bound import Bound
+from service.engine.engine import Engine
 from service.metrics import Metrics
 from service.repository.catalog import Catalog
 from service.repository.loader import Loader
@@ -41,6 +43,12 @@ class Shelf:
             task = self._loads[key] = asyncio.get_running_loop().create_task(work, context=context)
             task.add_done_callback(partial(self._loaded, key))
         return await asyncio.shield(task)
+
+    def add(self, name: str, bound: Bound) -> Engine:
+        """Put a model of this process beside those that are loaded."""
+        slot = self._loader.bound(name, bound)
+        self._catalog.enter((name, slot.engine.manifest.version), Entry("ready", slot))
+        return slot.engine
 
     def retire(self, key: Key) -> None:
         """Let a version go once nobody needs it; no new request gets it."""

@@ -22,6 +22,7 @@ class Slot:
     engine: Engine
     num_bytes: int
     stamp: str
+    is_bound: bool = False  # a model of this process, without files to come back from
     num_holders: int = 0
     is_let_go: bool = False
     used_at: float = field(default_factory=time.monotonic)

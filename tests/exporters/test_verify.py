@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from exporters.parts import Parts, Run, Runs, Tensors, split
+from exporters.parts import Parts, Run, Runs, Tensors
+from exporters.split import split
 from exporters.verify import verify
 from models.checkpoint import load_checkpoint
 from models.errors import ArtifactError

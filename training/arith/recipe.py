@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from models.lm.config import LMConfig
 from models.lm.model import LanguageModel
+from models.lm.rope import Rope
 from training.arith.batches import Batch, Mixture, parts_of_step
 from training.arith.muon import Muon
 from training.arith.tokenizer import CHARACTERS, END_ID, PAD_ID
@@ -22,7 +23,7 @@ CONFIG = LMConfig(
     num_attention_heads=4,
     num_key_value_heads=4,
     max_position_embeddings=96,
-    rope_theta=200.0,
+    rope=Rope(theta=200.0),
     eos_token_id=END_ID,
     pad_token_id=PAD_ID,
 )

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from models.errors import ArtifactError, UnavailableError, UnknownModelError
+from service.bound import bind
 from service.engine.tensor import TensorEngine
 from service.registry import Registry
 from service.repository import loader
@@ -364,3 +365,16 @@ async def test_everything_at_once_ends_in_order(repository: Any, opened: Any) ->
         assert await answering(registry) == "2"
         await registry.unload("mine")
         assert set(states(registry).values()) == {"available"}
+
+
+async def test_models_of_this_process_are_left_alone(repository: Any, opened: Any) -> None:
+    repository.publish("mine", "1")
+    for settings in ({}, {"models_bytes": 1 << 30}):
+        async with opened(**settings) as registry:
+            engine = registry.add("double", bind(lambda x: 2 * x, {"x": ("FP32", [-1, 3])}))
+            for _ in range(2):
+                await registry.reload(is_retry=True)
+            assert await registry.get("double") is engine
+            assert states(registry) == {"mine/1": "ready", "double/1": "ready"}
+            await registry.unload("double")
+            assert states(registry) == {"mine/1": "ready"}
