@@ -213,7 +213,7 @@ def _classes(model: LayeredModel, checkpoint: Path) -> dict[str, Any]:
     found = pixels.labels(raw)
     if found and len(found) != model.num_classes:
         raise ArtifactError(f"{checkpoint} names {len(found)} classes and its classifier has {model.num_classes}")
-    return {"image": pixels.image_spec(checkpoint, raw), "labels": found}
+    return {"image": pixels.image_spec(checkpoint, raw), "classes": found}
 
 
 def _language(model: LayeredModel, checkpoint: Path, folder: Path) -> LanguageSpec | None:

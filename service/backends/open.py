@@ -61,6 +61,17 @@ def choose_backend(manifest: Manifest, name: BackendName) -> BackendName:
     )
 
 
+def files_of(manifest: Manifest, name: BackendName) -> set[str]:
+    """The files that a backend opens, and those of the text; all there are for the fake one. Raises BackendError."""
+    chosen = choose_backend(manifest, name)
+    if chosen == "fake":
+        return set(manifest.files)
+    form, language = manifest.forms[_FORMATS[chosen]], manifest.language
+    parts = (form.embed, *form.layers, form.head) if form.has_parts else _beside(manifest, form)
+    text = (language.tokenizer, language.chat_template) if language else ()
+    return {part for part in (*parts, *text) if part}
+
+
 def threads_for(manifest: Manifest, name: BackendName, num_cores: int) -> int:
     """All cores if the weights of a layer (of all there is, where there are no layers) are large, one otherwise.
 
