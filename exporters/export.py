@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, TypeAlias, get_args
 
 import models
-from exporters import onnx, precision, safetensors, torchscript
+from exporters import onnx, precision, safetensors, scan, torchscript
 from exporters.heldout import MAX_LOSS, HeldOut, read_heldout
 from exporters.parts import Parts, Runs, row_cost, visit_cost
 from exporters.passes.rewrite import OURS
@@ -151,6 +151,8 @@ def _write_form(format: Format, parts: Parts, checkpoint: Path, folder: Path) ->
         return torchscript.write(parts, folder)
     if format in precision.BITS:
         return precision.write(parts, folder.parent / "onnx", folder, format)
+    if format == "onnx-scan":
+        return scan.write(parts, folder)
     return safetensors.write(checkpoint, folder)
 
 
@@ -159,6 +161,8 @@ def _verified(format: Format, parts: Parts, folder: Path) -> Form:
     if format == "safetensors":  # the very files that `parts` were read from
         safetensors.check(parts)
         return Form(whole=f"{format}/{safetensors.entry(folder)[0]}", tolerance=0.0)
+    if format == "onnx-scan":
+        return _scanned(parts, folder)
     is_lossy, tolerance = format in precision.BITS, precision.TOLERANCES.get(format, TOLERANCE)
     measured = verify(_load(format, folder, len(parts.layers)), parts, tolerance, is_lossy)
     *files, whole = (f"{format}/{part.name}{_SUFFIX[format]}" for part in parts)
@@ -172,6 +176,14 @@ def _verified(format: Format, parts: Parts, folder: Path) -> Form:
         is_relative=is_lossy,
         measured=measured,
     )
+
+
+def _scanned(parts: Parts, folder: Path) -> Form:
+    try:
+        run = scan.load(folder)
+    except Exception as error:  # the runtime's errors share no class
+        raise ArtifactError(f"the written {scan.NAME} does not load: {error}") from error
+    return Form(whole=f"{folder.name}/{scan.NAME}", tolerance=TOLERANCE, measured=scan.verify(run, parts, TOLERANCE))
 
 
 def _weighed(form: Form, format: Format, folder: Path, heldout: HeldOut, max_loss: float) -> Form:
