@@ -14,6 +14,7 @@ from typing import TypeAlias, get_args
 
 import models
 from exporters import onnx, safetensors, torchscript
+from exporters.describe_encoder import TOKENIZER, encoder_spec
 from exporters.parts import Parts, Runs, visit_cost
 from exporters.publish import Exported, file_records, new_version
 from exporters.split import split
@@ -27,7 +28,6 @@ from models.lm.model import LanguageModel
 from models.lm.tokenizer import Tokenizer
 
 FORMATS: tuple[Format, ...] = get_args(Format)
-TOKENIZER = "tokenizer.json"
 # What happened, which step of the export this was, how many there are.
 Report: TypeAlias = Callable[[str, int, int], None]
 
@@ -54,7 +54,7 @@ def export_checkpoint(
     model = load_checkpoint(checkpoint)
     parts = split(model)
     with new_version(repository, name, version, overwrite) as folder:
-        language = _language(model, checkpoint, folder)
+        language, encoder = _language(model, checkpoint, folder), encoder_spec(model, checkpoint, folder)
         forms, refused = _write_forms(parts, checkpoint, folder, formats, report)
         manifest = Manifest(
             name=name,
@@ -64,6 +64,7 @@ def export_checkpoint(
             outputs=parts.outputs,
             layers=_layers(model),
             language=language,
+            encoder=encoder,
             forms=forms,
             files=file_records(folder),
             provenance=_provenance(checkpoint, forms),

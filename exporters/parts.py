@@ -52,7 +52,10 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """All graphs of one model; `inputs` and `outputs` are what a server shows of it."""
+    """All graphs of one model; `inputs` and `outputs` are what a server shows of it.
+
+    Of an encoder also text_sizes, its vocabulary and longest text, and its reach, how far tokens see where not all do.
+    """
 
     embed: Part
     layers: tuple[Part, ...]
@@ -60,6 +63,8 @@ class Parts:
     whole: Part
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    text_sizes: tuple[int, int] | None = None
+    reach: int = 0
 
     @property
     def cached(self) -> bool:

@@ -7,13 +7,15 @@ from pathlib import Path
 from exporters.parts import Runs
 from exporters.split import split
 from models.checkpoint import load_checkpoint
+from models.encoders import sentence
 
 WEIGHTS = "model.safetensors"
 
 
 def write(checkpoint: Path, folder: Path) -> Iterator[str]:
     """Copy configuration and weights into `folder`, yielding each file's name."""
-    for name in ("config.json", WEIGHTS):
+    for name in ("config.json", WEIGHTS, *map(str, sentence.files(checkpoint))):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(checkpoint / name, folder / name)
         yield name
 

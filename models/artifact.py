@@ -55,6 +55,27 @@ class LanguageSpec(Record):
     special_tokens: dict[str, str] = Field(default_factory=dict, description="texts the template may name")
 
 
+class EncoderSpec(Record):
+    """What a server needs to know of a text encoder beside its layers."""
+
+    task: Literal["embed", "classify", "tokens", "fill-mask"]
+    vocab_size: int
+    max_length: int = Field(description="a text, or both of a pair, in tokens")
+    tokenizer: str = Field(description="file name of the Hugging Face tokenizer.json")
+    lowers_case: bool = Field(False, description="texts are put into lower case before they are tokens")
+    has_token_types: bool = Field(description="the graph takes token_types, which tell the texts of a pair apart")
+    labels: tuple[str, ...] = ()
+    scores: Literal["softmax", "sigmoid", "none"] = Field("softmax", description="from outputs to scores of labels")
+    mask_token_id: int | None = None
+    prompts: dict[str, str] = Field(default_factory=dict, description="texts to put before an input, by name")
+    default_prompt: str | None = None
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether there is one output a text; else there is one for each token."""
+        return self.task in ("embed", "classify")
+
+
 class Difference(Record):
     """Largest absolute difference to eager torch, measured at export on inputs of one size."""
 
@@ -91,11 +112,12 @@ class Manifest(Record):
     schema_version: Literal[1] = 1
     name: Name
     version: Name
-    kind: Literal["causal-lm", "tensor"]
+    kind: Literal["causal-lm", "encoder", "tensor"]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     layers: LayersSpec | None = None
     language: LanguageSpec | None = None
+    encoder: EncoderSpec | None = None
     forms: dict[Format, Form]
     files: dict[str, FileRecord]
     provenance: dict[str, str] = Field(default_factory=dict)
@@ -194,3 +216,5 @@ def _named_files(manifest: Manifest) -> Iterator[str]:
         yield from (name for name in (form.embed, *form.layers, form.head, form.whole) if name)
     if manifest.language:
         yield from filter(None, (manifest.language.tokenizer, manifest.language.chat_template))
+    if manifest.encoder:
+        yield manifest.encoder.tokenizer

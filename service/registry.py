@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from models.artifact import LanguageSpec, Manifest, find_version, list_versions, read_manifest, version_order
+from models.encoders.tokenizer import EncoderTokenizer
 from models.errors import ArtifactError, BackendError, ChainError, FathomError, UnavailableError, UnknownModelError
 from models.lm.tokenizer import Tokenizer
 from service.backends.open import num_pages_within, open_backend
 from service.backends.protocol import Backend
 from service.engine.degrade import Ladder, read_ladder
+from service.engine.encoder import EncoderEngine
 from service.engine.engine import Engine, EngineLimits
 from service.engine.language import LanguageEngine
 from service.engine.queue import Limits, QueueLimits
@@ -48,6 +50,7 @@ class _Opened:
     limits: EngineLimits
     tokenizer: Tokenizer | None
     chat: "ChatTemplate | None"
+    encoder_tokenizer: EncoderTokenizer | None = None
 
 
 class Registry:
@@ -173,6 +176,7 @@ class Registry:
         limits, language = _limits(manifest, settings), manifest.language
         tokenizer = Tokenizer(directory / language.tokenizer) if language else None
         chat = _chat(language, directory) if language else None
+        encoder_tokenizer = EncoderTokenizer(directory / manifest.encoder.tokenizer) if manifest.encoder else None
         size = settings.kv_page_tokens
         pages = num_pages_within(manifest, settings.max_batch_rows, settings.kv_bytes, size)
         backend = open_backend(
@@ -184,11 +188,13 @@ class Registry:
             except BackendError:
                 backend.close()
                 raise
-        return _Opened(manifest, backend, limits, tokenizer, chat)
+        return _Opened(manifest, backend, limits, tokenizer, chat, encoder_tokenizer)
 
     def _engine(self, opened: _Opened) -> Engine:
         manifest, backend, limits = opened.manifest, opened.backend, opened.limits
         metrics = ModelMetrics(self._metrics, manifest.name, manifest.version)
+        if opened.encoder_tokenizer is not None:
+            return EncoderEngine(manifest, backend, limits, metrics, opened.encoder_tokenizer)
         if opened.tokenizer is None:
             return TensorEngine(manifest, backend, limits, metrics)
         return LanguageEngine(manifest, backend, limits, metrics, opened.tokenizer, opened.chat)
