@@ -71,7 +71,7 @@ def read_config(raw: Raw, is_sentence: bool = False) -> EncoderConfig:
 
 
 def _check(raw: Raw) -> None:
-    for name in _SIZES:
+    for name in (*_SIZES, "max_position_embeddings"):
         if type(raw.get(name)) is not int or raw[name] < 1:
             raise ArtifactError(f"config.json says {name} = {raw.get(name)!r}; it must be a whole number from 1 on")
     for name in _REFUSED:

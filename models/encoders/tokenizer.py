@@ -43,8 +43,8 @@ class EncoderTokenizer:
 
     @property
     def num_special_tokens(self) -> int:
-        """Put around a single text."""
-        return int(self._tokenizer.num_special_tokens_to_add(False))
+        """Put around the texts of a pair."""
+        return int(self._tokenizer.num_special_tokens_to_add(True))
 
     def encode(self, text: str, pair: str | None, max_length: int, cuts: bool = False) -> Tokens:
         """Tokens of a text or of a pair, the longer one cut to fit if `cuts`. Raises LengthError naming the limit."""

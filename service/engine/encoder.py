@@ -12,7 +12,9 @@ from models.encoders.tokenizer import EncoderTokenizer, Tokens
 from models.errors import InputError, LengthError
 from service.backends.protocol import Array, Backend
 from service.engine.engine import ChainValue, Engine, EngineLimits, new_future
+from service.engine.prefix import PrefixCache
 from service.engine.sampling import log_softmax
+from service.engine.shared import SharedSample, encoded_sample
 from service.engine.work import EncodeWork, Tensors, Timing
 from service.metrics import ModelMetrics
 
@@ -90,6 +92,19 @@ class EncoderEngine(Engine):
         answers: list[Tensors] = await self.run(works)
         return [self._encoded(*each) for each in zip(works, read, answers, strict=True)]
 
+    async def outputs(self, tokens: Tokens, chain: Chain) -> Array:
+        """What the head gives for one text, before any probabilities."""
+        work = self.work(tokens, chain)
+        (answer,) = await self.run([work])
+        self._observe(work, answer)
+        values: Array = next(iter(answer.outputs.values()))[0]
+        return values
+
+    def sample(self, tokens: Tokens, cache: PrefixCache, wants_influence: bool = False) -> SharedSample:
+        """A text for searches, on which many chains run."""
+        types = tokens.types if self.encoder.has_token_types else None
+        return encoded_sample(tokens.ids, types, cache, wants_influence)
+
     def work(self, tokens: Tokens, chain: Chain) -> EncodeWork:
         """The reading of one text, to be queued. Raises InputError if there is nothing to fill."""
         return EncodeWork(
@@ -144,9 +159,7 @@ class EncoderEngine(Engine):
         return places
 
     def _encoded(self, work: EncodeWork, tokens: Tokens, answer: Tensors) -> Encoded:
-        is_run = not answer.timing.is_cached
-        if is_run:
-            self.metrics.observe_samples([work.chain], [1], self.num_layers, answer.timing)
+        is_run = self._observe(work, answer)
         (values,) = answer.outputs.values()
         return Encoded(
             values=self.scored(values[0]),
@@ -156,6 +169,13 @@ class EncoderEngine(Engine):
             layers_full=self.num_layers,
             timing=answer.timing,
         )
+
+    def _observe(self, work: EncodeWork, answer: Tensors) -> bool:
+        """Count what ran; False for what was remembered."""
+        if answer.timing.is_cached:
+            return False
+        self.metrics.observe_samples([work.chain], [1], self.num_layers, answer.timing)
+        return True
 
     def scored(self, outputs: Array) -> Array:
         """Outputs as the task's answer: an embedding as it is, probabilities of what has them."""

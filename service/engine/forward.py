@@ -1,6 +1,6 @@
 """One-pass work: tensor rows, sequences scored or embedded, and texts encoded. Many units of work, one batch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -10,6 +10,9 @@ from service.backends.protocol import Array, Ints
 from service.engine.executor import Batch, Executor, pad
 from service.engine.sampling import log_softmax
 from service.engine.work import Embedded, EmbedWork, EncodeWork, Score, ScoreWork, Tensors, TensorWork
+
+# Padding that costs less than a batch of its own.
+_FEW_TOKENS = 16
 
 
 def run_tensors(executor: Executor, works: Sequence[TensorWork]) -> list[Tensors]:
@@ -49,7 +52,26 @@ def run_embeds(executor: Executor, works: Sequence[EmbedWork]) -> list[Embedded 
 
 
 def run_encodes(executor: Executor, works: Sequence[EncodeWork]) -> list[Tensors | ChainError]:
-    """Read texts together: padding has no part in any output."""
+    """Read texts together, as far as their lengths are alike: padding has no part in any output, and costs the same."""
+    answers: list[Tensors | ChainError | None] = [None] * len(works)
+    for places in _alike([work.num_tokens for work in works]):
+        for place, answer in zip(places, _encode(executor, [works[place] for place in places]), strict=True):
+            answers[place] = answer
+    return answers  # type: ignore[return-value]
+
+
+def _alike(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Places whose lengths differ by no more than a factor of two, and few tokens, from the shortest on."""
+    group: list[int] = []
+    for place in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if group and lengths[place] > 2 * lengths[group[0]] + _FEW_TOKENS:
+            yield group
+            group = []
+        group.append(place)
+    yield group
+
+
+def _encode(executor: Executor, works: Sequence[EncodeWork]) -> list[Tensors | ChainError]:
     token_ids, lengths = pad([work.token_ids for work in works])
     inputs: dict[str, Array] = {"token_ids": token_ids, "lengths": lengths}
     if works[0].token_types is not None:

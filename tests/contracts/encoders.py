@@ -1,10 +1,12 @@
 """The encoder architectures that are read from Hugging Face directories: one row each, small, with random weights."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -99,3 +101,25 @@ def write_tokenizer(directory: Path) -> None:
     ends = [("[CLS]", CLS), ("[SEP]", SEP)]
     tokenizer.post_processor = TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends)
     tokenizer.save(str(directory / "tokenizer.json"))
+
+
+def make_sentence(directory: Path, model_type: str = "bert", **texts: Any) -> None:
+    """Save a sentence-transformers directory as its first releases did: mean pooling, a projection, normalised."""
+    make(next(one for one in BASES if one.model_type == model_type), directory)
+    modules = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Dense", "Dense"), ("3_Normalize", "Normalize"))
+    listed = [
+        {"idx": place, "name": str(place), "path": path, "type": f"sentence_transformers.models.{name}"}
+        for place, (path, name) in enumerate(modules)
+    ]
+    projection = torch.randn(24, 32, generator=torch.Generator().manual_seed(1)) * 0.3
+    written: dict[str, Any] = {
+        "modules.json": listed,
+        "sentence_bert_config.json": {"max_seq_length": 24, "do_lower_case": False, **texts},
+        "config_sentence_transformers.json": {"prompts": {"query": "w7 w8 ", "plain": ""}},
+        "1_Pooling/config.json": {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True},
+        "2_Dense/config.json": {"in_features": 32, "out_features": 24, "bias": False},
+    }
+    for name, document in written.items():
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_text(json.dumps(document))
+    save_file({"linear.weight": projection}, directory / "2_Dense" / "model.safetensors")

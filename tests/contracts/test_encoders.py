@@ -219,3 +219,19 @@ def test_names_of_the_first_bert_and_buffers_are_read(tmp_path: Path) -> None:
     save_file(old, weights)
     with pytest.raises(ArtifactError, match=r"cls\.predictions\.decoder\.weight.*tie_word_embeddings"):
         load_checkpoint(tmp_path)
+
+
+@torch.inference_mode()
+def test_rotary_positions_are_read_in_the_form_of_older_releases(tmp_path: Path) -> None:
+    says = {"global_rope_theta": 5000.0, "local_rope_theta": 100.0, "local_attention": 6}
+    made = make_pair(Encoder("modernbert", "modernbert", "none", says), tmp_path)
+    path, inputs = tmp_path / "config.json", texts(made.ours, 12)
+    config = json.loads(path.read_text())
+    thetas = {one["rope_theta"] for one in (config.pop("rope_parameters")).values()}
+    assert thetas == {5000.0, 100.0}
+    config.pop("layer_types")
+    path.write_text(json.dumps({**config, **says, "global_attn_every_n_layers": 3}))
+    assert difference(load_checkpoint(tmp_path).along(inputs, FULL), made.ours.along(inputs, FULL)) == 0.0
+    path.write_text(json.dumps({**config, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}))
+    with pytest.raises(ArtifactError, match="rope_type = 'linear'"):
+        load_checkpoint(tmp_path)
