@@ -42,6 +42,7 @@ def encoder_spec(model: LayeredModel, checkpoint: Path, folder: Path) -> Encoder
         tokenizer=TOKENIZER,
         lowers_case=texts.lowers_case,
         has_token_types=config.has_token_types,
+        tells_pairs=config.has_token_types and _tells_pairs(settings),
         labels=config.head.labels,
         scores=config.head.scores,
         mask_token_id=_mask(settings, tokenizer) if config.head.task == "fill-mask" else None,
@@ -58,6 +59,14 @@ def _copied_tokenizer(checkpoint: Path, folder: Path, settings: dict[str, Any]) 
     tokenizer = EncoderTokenizer(path)
     shutil.copyfile(path, folder / TOKENIZER)
     return tokenizer
+
+
+def _tells_pairs(settings: dict[str, Any]) -> bool:
+    """Whether transformers' tokenizer of these settings gives token types: BERT's own, and those that say so."""
+    names = settings.get("model_input_names")
+    if names is not None:
+        return "token_type_ids" in names
+    return str(settings.get("tokenizer_class") or "Bert").startswith("Bert")
 
 
 def _check_case(checkpoint: Path, settings: dict[str, Any]) -> None:

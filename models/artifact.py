@@ -64,6 +64,7 @@ class EncoderSpec(Record):
     tokenizer: str = Field(description="file name of the Hugging Face tokenizer.json")
     lowers_case: bool = Field(False, description="texts are put into lower case before they are tokens")
     has_token_types: bool = Field(description="the graph takes token_types, which tell the texts of a pair apart")
+    tells_pairs: bool = Field(False, description="the second text of a pair has the type 1; else all tokens have 0")
     labels: tuple[str, ...] = ()
     scores: Literal["softmax", "sigmoid", "none"] = Field("softmax", description="from outputs to scores of labels")
     mask_token_id: int | None = None

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from torch import Tensor
 
-from models.encoders.config import DenseConfig, EncoderConfig, Pooling
+from models.encoders.config import DenseConfig, EncoderConfig, Pooling, Scores
 from models.errors import ArtifactError
 from models.shards import Shards, read_json, refuse_differences
 
@@ -19,6 +19,11 @@ MODULES = "modules.json"
 _TEXTS, _FACTS = "sentence_bert_config.json", "config_sentence_transformers.json"
 _MODULE_FILES = ("config.json", "model.safetensors")
 _VECTOR = "sentence_embedding"
+_SENTENCE, _CROSS = "SentenceTransformer", "CrossEncoder"
+_SCORES: Mapping[str, Scores] = {
+    "torch.nn.modules.activation.Sigmoid": "sigmoid",
+    "torch.nn.modules.linear.Identity": "none",
+}
 # Of the releases before the sixth, in the order in which they put the vectors side by side.
 _OLD_POOLING: Mapping[str, str] = {
     "pooling_mode_cls_token": "cls",
@@ -41,8 +46,32 @@ class Texts:
 
 
 def is_sentence(directory: Path) -> bool:
-    """Whether a modules.json says what follows the encoder."""
-    return (directory / MODULES).is_file()
+    """Whether a modules.json says what follows the encoder; of a cross-encoder it is the head of its own config.json.
+
+    Raises ArtifactError for the package's other kinds of models.
+    """
+    if not (directory / MODULES).is_file():
+        return False
+    kind = _facts(directory).get("model_type", _SENTENCE)
+    if kind not in (_SENTENCE, _CROSS):
+        raise ArtifactError(f"{directory / _FACTS} says model_type = {kind!r}; known are {_SENTENCE} and {_CROSS}")
+    if kind == _CROSS and _modules(directory) != [("Transformer", "")]:
+        raise ArtifactError(f"{directory / MODULES} has more than a Transformer, which no {_CROSS} is served with")
+    return bool(kind == _SENTENCE)
+
+
+def cross_scores(raw: Mapping[str, Any], directory: Path) -> Scores | None:
+    """How a cross-encoder makes its one output a score, where the directory says so. Raises ArtifactError."""
+    said = (
+        _facts(directory).get("activation_fn")
+        or (raw.get("sentence_transformers") or {}).get("activation_fn")
+        or raw.get("sbert_ce_default_activation_function")
+    )
+    if said is None:
+        return None
+    if said not in _SCORES:
+        raise ArtifactError(f"{directory} says activation_fn = {said!r}; known are {sorted(_SCORES)}")
+    return _SCORES[said]
 
 
 def files(directory: Path) -> list[Path]:
@@ -92,15 +121,14 @@ def denses(config: EncoderConfig, directory: Path) -> dict[str, Callable[[], Ten
 
 def read_texts(directory: Path) -> Texts:
     """What the directory says of texts. Raises ArtifactError for what would change them and is not done here."""
-    if not is_sentence(directory):
-        return Texts()
-    said, facts = (read_json(path) if path.is_file() else {} for path in (directory / _TEXTS, directory / _FACTS))
-    kind = facts.get("model_type", "SentenceTransformer")
-    if kind != "SentenceTransformer":
-        raise ArtifactError(f"{directory / _FACTS} says model_type = {kind!r}; only SentenceTransformer is supported")
+    said, facts = _read_if_there(directory / _TEXTS), _facts(directory)
     if facts.get("truncate_dim"):
         raise ArtifactError(f"{directory / _FACTS} says truncate_dim = {facts['truncate_dim']!r}; leave it out")
     prompts = {str(name): str(text) for name, text in (facts.get("prompts") or {}).items()}
+    if any(prompts.values()) and not is_sentence(directory):
+        raise ArtifactError(
+            f"{directory / _FACTS} has prompts {sorted(prompts)}, which only embeddings are served with"
+        )
     default = facts.get("default_prompt_name")
     if default is not None and default not in prompts:
         raise ArtifactError(f"{directory / _FACTS} has {default!r} as default_prompt_name and no such prompt")
@@ -177,13 +205,20 @@ def _check_sizes(config: EncoderConfig, pooling: Sequence[Pooling], chain: Seque
 def _check_prompts(directory: Path, prompts: Mapping[str, str]) -> None:
     excludes = [
         folder
-        for kind, folder in _modules(directory)
+        for kind, folder in (_modules(directory) if any(prompts.values()) else ())
         if kind == "Pooling" and not _config(directory / folder).get("include_prompt", True)
     ]
-    if excludes and any(prompts.values()):
+    if excludes:
         raise ArtifactError(f"{excludes[0]}/config.json says include_prompt is false, which is not supported")
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
+    return _read_if_there(folder / "config.json")
+
+
+def _facts(directory: Path) -> dict[str, Any]:
+    return _read_if_there(directory / _FACTS)
+
+
+def _read_if_there(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}

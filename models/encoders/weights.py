@@ -1,6 +1,7 @@
 """The tensors of a Hugging Face encoder checkpoint as the parameters of ours, one at a time."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +33,8 @@ def load(directory: Path, dtype: torch.dtype | None = torch.float32) -> EncoderM
     config = read_config(raw, sentence.is_sentence(directory))
     if config.head.task == "embed":
         config = sentence.with_modules(config, directory)
+    elif config.head.num_outputs == 1 and (scores := sentence.cross_scores(raw, directory)):
+        config = replace(config, head=replace(config.head, scores=scores))
     with torch.device("meta"):
         model = EncoderModel(config)
     shards, architecture = Shards(directory), ARCHITECTURES[raw["model_type"]]

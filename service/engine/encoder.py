@@ -102,15 +102,14 @@ class EncoderEngine(Engine):
 
     def sample(self, tokens: Tokens, cache: PrefixCache, wants_influence: bool = False) -> SharedSample:
         """A text for searches, on which many chains run."""
-        types = tokens.types if self.encoder.has_token_types else None
-        return encoded_sample(tokens.ids, types, cache, wants_influence)
+        return encoded_sample(tokens.ids, self._types(tokens), cache, wants_influence)
 
     def work(self, tokens: Tokens, chain: Chain) -> EncodeWork:
         """The reading of one text, to be queued. Raises InputError if there is nothing to fill."""
         return EncodeWork(
             future=new_future(),
             token_ids=tokens.ids,
-            token_types=tokens.types if self.encoder.has_token_types else None,
+            token_types=self._types(tokens),
             places=self._masks(tokens) if self.encoder.task == "fill-mask" else None,
             is_per_token=self.encoder.task == "tokens",
             chain=chain,
@@ -121,6 +120,11 @@ class EncoderEngine(Engine):
         if self.encoder.lowers_case:
             text, pair = text.lower(), pair and pair.lower()
         return self._nonempty(self.tokenizer.encode(text, pair, self.encoder.max_length, reading.truncates))
+
+    def _types(self, tokens: Tokens) -> tuple[int, ...] | None:
+        if not self.encoder.has_token_types:
+            return None
+        return tokens.types if self.encoder.tells_pairs else (0,) * len(tokens.types)
 
     def _prompt(self, name: str | None) -> str:
         prompts = self.encoder.prompts

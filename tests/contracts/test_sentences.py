@@ -1,5 +1,6 @@
 """What holds of sentence-transformers directories, against that package on the same files."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -8,32 +9,39 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import PreTrainedTokenizerFast
 
 from exporters.describe_encoder import encoder_spec
-from models.artifact import EncoderSpec
+from exporters.export import export_checkpoint
+from models.artifact import EncoderSpec, read_manifest
 from models.chain import Chain
 from models.checkpoint import load_checkpoint
 from models.encoders.model import EncoderModel
 from models.encoders.tokenizer import EncoderTokenizer
 from models.errors import ArtifactError, LengthError
-from tests.contracts.encoders import BASES, NUM_LAYERS, make, make_sentence
+from service.backends.open import open_backend
+from service.engine.encoder import Encoded, EncoderEngine
+from service.engine.engine import EngineLimits
+from service.engine.queue import Limits, QueueLimits
+from service.metrics import Metrics, ModelMetrics
+from tests.contracts.encoders import BASES, NUM_LAYERS, Encoder, make, make_sentence
 
 # Of 1 - cosine; and of numbers that are not of length 1.
 COSINE, TOLERANCE = 1e-5, 1e-4
 TEXTS = ("w5 w6 w7", "w90", "", "w8 strange W9 w10 w11 w12 w13 w14 w15 w16", " ".join(["w20"] * 60))
 MAX_LENGTH = 20
+SPECIAL = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+LIMITS = EngineLimits(Limits(8, 256), QueueLimits(64, 64, 4096), max_chain_length=12, search_bytes=1 << 20)
 
 
 def saved(directory: Path, model_type: str, pooling: Any, *more: Any, **texts: Any) -> SentenceTransformer:
     """A directory as the package itself saves it."""
     plain = directory / "plain"
     make(next(one for one in BASES if one.model_type == model_type), plain)
-    special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    PreTrainedTokenizerFast(tokenizer_file=str(plain / "tokenizer.json"), **special).save_pretrained(plain)
+    PreTrainedTokenizerFast(tokenizer_file=str(plain / "tokenizer.json"), **SPECIAL).save_pretrained(plain)
     encoder = Transformer(str(plain), max_seq_length=MAX_LENGTH, **texts)
     modules = [encoder, Pooling(32, pooling), *more]
     SentenceTransformer(modules=modules, prompts={"query": "w30 w31 "}).save(str(directory / "saved"))
@@ -95,10 +103,42 @@ def test_embeddings_are_those_of_sentence_transformers(
     assert_same(embedded(tmp_path / "saved", tmp_path / "ours", TEXTS[0], spec.prompts["query"]), wanted)
 
 
+@pytest.mark.parametrize(
+    ("activation", "said"),
+    [
+        (torch.nn.Sigmoid(), {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}),
+        (torch.nn.Identity(), {}),
+    ],
+    ids=["probability-types", "raw-no-types"],
+)
+def test_cross_encoders_score_pairs_as_the_package_does(
+    activation: torch.nn.Module, said: dict[str, Any], tmp_path: Path
+) -> None:
+    plain = tmp_path / "plain"
+    one_label = {"id2label": {0: "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+    make(Encoder("bert", "bert", "classify", one_label), plain)
+    PreTrainedTokenizerFast(tokenizer_file=str(plain / "tokenizer.json"), **SPECIAL, **said).save_pretrained(plain)
+    CrossEncoder(str(plain), activation_fn=activation, device="cpu").save(str(tmp_path / "saved"))
+    theirs = CrossEncoder(str(tmp_path / "saved"), device="cpu")
+    assert not export_checkpoint(tmp_path / "saved", tmp_path / "repository", ["safetensors"], "m").refused
+    pairs = [["w5 w6", "w7"], ["w9", "w8 w10 w11"]]
+
+    async def run() -> list[Encoded]:
+        directory = tmp_path / "repository" / "m" / "1"
+        manifest, metrics = read_manifest(directory), ModelMetrics(Metrics(), "m", "1")
+        tokenizer = EncoderTokenizer(directory / "tokenizer.json")
+        engine = EncoderEngine(manifest, open_backend(manifest, directory), LIMITS, metrics, tokenizer)
+        done = await engine.encode(pairs, "full")
+        await engine.close()
+        return done
+
+    got = [float(one.values[0]) for one in asyncio.run(run())]
+    assert got == pytest.approx(theirs.predict(pairs).tolist(), abs=TOLERANCE)
+
+
 def test_directories_of_the_first_releases_are_read(tmp_path: Path) -> None:
     make_sentence(tmp_path, max_seq_length=11)
-    special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"), **special).save_pretrained(tmp_path)
+    PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"), **SPECIAL).save_pretrained(tmp_path)
     theirs = SentenceTransformer(str(tmp_path), device="cpu")
     for text in TEXTS:
         assert_same(embedded(tmp_path, tmp_path / "ours", text), theirs.encode(text))

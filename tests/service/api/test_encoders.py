@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from exporters.export import export_checkpoint
+from service.api.schemas import EmbeddingOutput, FillsOutput, LabelOutput, PredictResponse, TokensOutput
 from tests.contracts.encoders import ENCODERS, make, make_sentence
 
 # Each task on an architecture of its own.
@@ -42,6 +43,17 @@ def test_embeddings_of_texts_pairs_and_ids(server: Any) -> None:
     assert max(abs(a - b) for a, b in zip(pair["embedding"], text["embedding"], strict=True)) > 1e-3
     assert answer["usage"] == {"prompt_tokens": 4 + 5 + 4, "completion_tokens": 0, "layer_evaluations": 3 * 13}
     assert (text["chain"], text["layers_executed"], text["layers_full"]) == ([0, 1, 2], 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("model", "output"),
+    [("embed", EmbeddingOutput), ("classify", LabelOutput), ("tokens", TokensOutput), ("fill-mask", FillsOutput)],
+)
+def test_answers_are_as_they_are_described(model: str, output: type[Any], server: Any) -> None:
+    answer = server.predict(model, ["w5 [MASK]", "w6 [MASK]"], chain=["full", "0"])
+    read = PredictResponse.model_validate(answer)
+    assert {type(one) for one in read.outputs} == {output}
+    assert read.model_dump(exclude_none=True) == answer
 
 
 def test_chain_and_depth_are_each_inputs_own(server: Any) -> None:
