@@ -40,21 +40,31 @@ def export(
 
 
 def adopt(
-    file: Annotated[Path, typer.Argument(help="An .onnx file, or a TorchScript .pt file.")],
+    source: Annotated[
+        str,
+        typer.Argument(help="A Hugging Face directory, the id of a hub model, an .onnx or a TorchScript .pt file."),
+    ],
     name: Annotated[str, typer.Option(help="Name to serve it under.")],
     repository: Repository = Path("repository"),
     given: Annotated[
         list[str] | None, typer.Option("--input", help="What the file does not say, as NAME:DATATYPE:SHAPE.")
     ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
     model_version: ModelVersion = "1",
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Serve somebody's ONNX or TorchScript file as one whole graph."""
-    from exporters.adopt import adopt_file, parse_input
+    """Serve what somebody else trained: a checkpoint directory layer by layer, a graph as a whole."""
+    from exporters.adopt import adopt_checkpoint, adopt_file, parse_input
+    from exporters.hub import is_hub_id
 
-    specs = [parse_input(text) for text in given or ()]
-    _show(adopt_file(file, repository, name, model_version, specs, overwrite), as_json)
+    if Path(source).is_dir() or (is_hub_id(source) and not Path(source).exists()):
+        with _progress(f"import {source}") as report:
+            exported = adopt_checkpoint(source, revision, given, repository, name, model_version, overwrite, report)
+    else:
+        specs = [parse_input(text) for text in given or ()]
+        exported = adopt_file(Path(source), repository, name, model_version, specs, overwrite)
+    _show(exported, as_json)
 
 
 @contextmanager

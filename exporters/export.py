@@ -3,6 +3,7 @@
 Knows which formats there are and what the manifest says; knows neither how a format is written nor who reads it.
 """
 
+import hashlib
 import json
 import re
 import shutil
@@ -10,22 +11,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version as installed
 from itertools import count
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeAlias, get_args
 
 import models
 from exporters import onnx, safetensors, torchscript
 from exporters.describe_encoder import TOKENIZER, encoder_spec
 from exporters.parts import Parts, Runs, visit_cost
+from exporters.passes.rewrite import OURS
 from exporters.publish import Exported, file_records, new_version
 from exporters.split import split
 from exporters.verify import TOLERANCE, verify
 from models.artifact import Form, Format, LanguageSpec, LayersSpec, Manifest, file_record
-from models.checkpoint import load_checkpoint
+from models.checkpoint import load_checkpoint, read_raw
 from models.errors import ArtifactError, FathomError, InputError, UnknownModelError
 from models.layered import LayeredModel
 from models.lm.chat import TEMPLATE, ChatTemplate, find_template, special_tokens
 from models.lm.model import LanguageModel
 from models.lm.tokenizer import Tokenizer
+from models.shards import Shards
 
 FORMATS: tuple[Format, ...] = get_args(Format)
 # What happened, which step of the export this was, how many there are.
@@ -44,8 +48,9 @@ def export_checkpoint(
     version: str = "1",
     overwrite: bool = False,
     report: Report = lambda what, done, total: None,
+    origin: Mapping[str, str] = MappingProxyType({}),
 ) -> Exported:
-    """Export a checkpoint directory.
+    """Export a checkpoint directory; `origin` is what its provenance says beside what the directory tells.
 
     A format that cannot be written or differs from eager torch is left out and told in `refused`. Raises ArtifactError
     if none is left, if the checkpoint is unusable or if the version exists already.
@@ -67,7 +72,7 @@ def export_checkpoint(
             encoder=encoder,
             forms=forms,
             files=file_records(folder),
-            provenance=_provenance(checkpoint, forms),
+            provenance={**_provenance(checkpoint, forms), **origin},
         )
         manifest.write(folder)
     return Exported(repository / name / version, manifest, refused)
@@ -97,7 +102,8 @@ def _write_forms(
 ) -> tuple[dict[Format, Form], dict[Format, str]]:
     forms: dict[Format, Form] = {}
     refused: dict[Format, str] = {}
-    steps, total = count(1), sum(3 if format == "safetensors" else len(parts.layers) + 4 for format in formats)
+    files = {"safetensors": 1 + len(safetensors.entry(checkpoint))}
+    steps, total = count(1), sum(1 + files.get(format, len(parts.layers) + 3) for format in formats)
     for format in formats:
         try:
             for file in _write_form(format, parts, checkpoint, folder / format):
@@ -124,9 +130,10 @@ def _write_form(format: Format, parts: Parts, checkpoint: Path, folder: Path) ->
 
 def _verified(format: Format, parts: Parts, folder: Path) -> Form:
     """The manifest's entry of a written format. Raises ArtifactError if it does not load or is not what torch gives."""
+    if format == "safetensors":  # the very files that `parts` were read from
+        safetensors.check(parts)
+        return Form(whole=f"{format}/{safetensors.entry(folder)[0]}", tolerance=0.0)
     measured = verify(_load(format, folder, len(parts.layers)), parts)
-    if format == "safetensors":
-        return Form(whole=f"{format}/{safetensors.WEIGHTS}", tolerance=TOLERANCE, measured=measured)
     embed, *layers, head, whole = (f"{format}/{part.name}{_SUFFIX[format]}" for part in parts)
     return Form(embed=embed, layers=tuple(layers), head=head, whole=whole, tolerance=TOLERANCE, measured=measured)
 
@@ -135,9 +142,7 @@ def _load(format: Format, folder: Path, num_layers: int) -> Runs:
     try:
         if format == "onnx":
             return onnx.load(folder, num_layers)
-        if format == "torchscript":
-            return torchscript.load(folder, num_layers)
-        return safetensors.load(folder)
+        return torchscript.load(folder, num_layers)
     except FathomError:
         raise
     except Exception as error:  # runtimes share no error class
@@ -153,7 +158,7 @@ def _language(model: LayeredModel, checkpoint: Path, folder: Path) -> LanguageSp
     """What a server needs of a language model; copies its tokenizer and chat template."""
     if not isinstance(model, LanguageModel):
         return None
-    Tokenizer(checkpoint / TOKENIZER)
+    _check_tokenizer(checkpoint, model.config.vocab_size)
     shutil.copyfile(checkpoint / TOKENIZER, folder / TOKENIZER)
     config, template = model.config, find_template(checkpoint)
     if template is not None:
@@ -169,6 +174,20 @@ def _language(model: LayeredModel, checkpoint: Path, folder: Path) -> LanguageSp
         chat_template=None if template is None else TEMPLATE,
         special_tokens=special_tokens(checkpoint),
     )
+
+
+def _check_tokenizer(checkpoint: Path, vocab_size: int) -> None:
+    """Raises ArtifactError if there is none, or if it is another model's. Models may have room for more tokens."""
+    if not (checkpoint / TOKENIZER).is_file():
+        raise ArtifactError(
+            f"{checkpoint} has no {TOKENIZER}; save it with transformers' fast tokenizer (save_pretrained writes it)"
+        )
+    last = Tokenizer(checkpoint / TOKENIZER).last_token_id
+    if last >= vocab_size:
+        raise ArtifactError(
+            f"{checkpoint / TOKENIZER} has a token {last} and config.json says vocab_size = {vocab_size}; "
+            "it is another model's tokenizer"
+        )
 
 
 def _eos_token_ids(checkpoint: Path, configured: int | tuple[int, ...] | None) -> tuple[int, ...]:
@@ -190,9 +209,17 @@ def _provenance(checkpoint: Path, forms: Mapping[Format, Form]) -> dict[str, str
     text = card.read_text() if card.exists() else ""
     found = {fact: re.search(pattern, text) for fact, pattern in _CARD_FACTS.items()}
     libraries = ["torch", *(("onnx", "onnxscript") if "onnx" in forms else ())]
+    done = read_raw(checkpoint).get(OURS, {}).get("done", ())
     return {
         "checkpoint": checkpoint.resolve().name,
-        "weights_sha256": file_record(checkpoint / safetensors.WEIGHTS).sha256,
+        **({"passes": "; ".join(done)} if done else {}),
+        "weights_sha256": _weights_sha256(checkpoint),
         **{fact: match[1] for fact, match in found.items() if match},
         **{library: installed(library) for library in libraries},
     }
+
+
+def _weights_sha256(checkpoint: Path) -> str:
+    """Of the file of weights, or of the hashes of its shards."""
+    hashes = [file_record(checkpoint / file).sha256 for file in Shards(checkpoint).files]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()

@@ -24,7 +24,7 @@ from service.settings import read_settings
 
 async def predict_locally(repository: Path | None, body: dict[str, Any]) -> dict[str, Any]:
     """The answer of POST /predict."""
-    request = _validate(PredictRequest, body)
+    request = validated(PredictRequest, body)
     async with _engine(repository, request.model) as engine, open_memory(repository) as memory:
         await predict.recall(request, engine, memory)
         answer: dict[str, Any] = orjson.loads(await predict.answer(request, engine))
@@ -35,7 +35,7 @@ async def search_locally(
     repository: Path | None, body: dict[str, Any], on_simulations: Callable[[int], None]
 ) -> dict[str, Any]:
     """The result of POST /cola/search for one sample; `on_simulations` hears how many are done."""
-    request = _validate(SearchRequest, body)
+    request = validated(SearchRequest, body)
 
     async def report(progress: Progress) -> None:
         on_simulations(progress.stats.simulations)
@@ -77,7 +77,8 @@ async def _engine(repository: Path | None, name: str) -> AsyncIterator[Engine]:
         await registry.close()
 
 
-def _validate(model: type[Any], body: dict[str, Any]) -> Any:
+def validated(model: type[Any], body: dict[str, Any]) -> Any:
+    """A body as a route would have read it. Raises InputError naming the field."""
     try:
         checked: BaseModel = model.model_validate(body)
     except ValidationError as error:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -12,8 +12,9 @@ from models.artifact import LanguageSpec, Manifest, find_version, list_versions,
 from models.encoders.tokenizer import EncoderTokenizer
 from models.errors import ArtifactError, BackendError, ChainError, FathomError, UnavailableError, UnknownModelError
 from models.lm.tokenizer import Tokenizer
-from service.backends.open import num_pages_within, open_backend
+from service.backends.open import item_bytes, num_pages_within, open_backend
 from service.backends.protocol import Backend
+from service.bound import Bound
 from service.engine.degrade import Ladder, read_ladder
 from service.engine.encoder import EncoderEngine
 from service.engine.engine import Engine, EngineLimits
@@ -131,6 +132,16 @@ class Registry:
         _log.info("model %s version %s is ready", *key)
         return engine
 
+    def add(self, name: str, bound: Bound) -> Engine:
+        """Serve a model of this process until it is unloaded; there are no files to load it from again."""
+        manifest = bound.manifest(name)
+        limits = _limits(manifest, self._settings)
+        if not bound.is_module:  # a function may wait for something, or want no event loop around it
+            limits = replace(limits, batch=replace(limits.batch, max_inline_s=0.0))
+        engine = self._engine(_Opened(manifest, bound.open(name), limits, None, None))
+        self._enter((name, manifest.version), Entry("ready", engine))
+        return engine
+
     async def unload(self, name: str, version: str | None = None) -> None:
         """Let a model answer what it accepted, then free it. Raises UnknownModelError if it is not loaded."""
         keys = [key for key, entry in self._entries.items() if key[0] == name and version in (None, key[1])]
@@ -178,9 +189,10 @@ class Registry:
         chat = _chat(language, directory) if language else None
         encoder_tokenizer = EncoderTokenizer(directory / manifest.encoder.tokenizer) if manifest.encoder else None
         size = settings.kv_page_tokens
-        pages = num_pages_within(manifest, settings.max_batch_rows, settings.kv_bytes, size)
+        number = item_bytes(manifest, settings.backend, settings.dtype)
+        pages = num_pages_within(manifest, settings.max_batch_rows, settings.kv_bytes, size, number)
         backend = open_backend(
-            manifest, directory, settings.backend, settings.device, settings.num_threads, pages, size
+            manifest, directory, settings.backend, settings.device, settings.num_threads, pages, size, settings.dtype
         )
         if settings.warm_up:
             try:

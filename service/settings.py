@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models.errors import FathomError
 from service.backends.open import BackendName, Device
+from service.backends.protocol import Dtype
 
 PREFIX = "FATHOM_"
 
@@ -37,6 +38,9 @@ class Settings(BaseSettings):
     grpc_port: int | None = Field(None, ge=0, le=65535, description="port for gRPC; without one there is no gRPC")
     backend: BackendName = Field("auto", description="runtime; auto takes onnx, then torchscript, then eager")
     device: Device = Field("cpu", description="where models run")
+    dtype: Dtype = Field(
+        "auto", description="precision of the eager backend; auto is float32 on a CPU, as stored on a GPU"
+    )
     num_threads: int = Field(
         0, ge=0, le=1024, description="threads of one layer call; 0 is all cores for large layers, one for small"
     )

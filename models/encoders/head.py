@@ -110,6 +110,6 @@ def pool(states: Tensor, lengths: Tensor, how: Pooling) -> Tensor:
     is_token = (torch.arange(states.shape[1], device=states.device) < lengths[:, None])[:, :, None]
     if how == "max":
         return states.masked_fill(~is_token, float("-inf")).amax(dim=1)
-    total = states.masked_fill(~is_token, 0.0).sum(dim=1)
-    count = lengths[:, None].to(states.dtype)
-    return total / (count if how == "mean" else count.sqrt())
+    total = states.masked_fill(~is_token, 0.0).to(torch.float32).sum(dim=1)  # many small numbers, in any precision
+    count = lengths[:, None].to(torch.float32)
+    return (total / (count if how == "mean" else count.sqrt())).to(states.dtype)

@@ -17,6 +17,11 @@ from models.errors import InputError
 
 @pytest.fixture
 def app() -> typer.Typer:
+    return composed()
+
+
+def composed() -> typer.Typer:
+    """The commands as one program."""
     app = typer.Typer()
     app.command("export")(cli.export)
     app.command("import")(cli.adopt)

@@ -10,6 +10,7 @@ import pytest
 
 from exporters.export import export_checkpoint
 from service.api.schemas import EmbeddingOutput, FillsOutput, LabelOutput, PredictResponse, TokensOutput
+from service.loaded import load
 from tests.contracts.encoders import ENCODERS, make, make_sentence
 
 # Each task on an architecture of its own.
@@ -216,6 +217,17 @@ def test_models_of_other_kinds_take_no_prompt(serve: Any, problem: Any) -> None:
             for said in ({"truncate": True}, {"prompt": "query"}):
                 response = served.post("/predict", model=model, inputs=[one], parameters=said)
                 problem(response, 422, next(iter(said)), "encoders")
+
+
+def test_python_callers_get_arrays_and_what_is_said(encoders: Path) -> None:
+    with load("embed", repository=encoders, backend="eager", dtype="bfloat16") as model:
+        asked = model.predict(["w5", " ".join(["w9"] * 30)], prompt="query", truncate=True, chain=["full", "0,2"])
+    assert asked.arrays["embedding"].shape == (2, 24)
+    assert np.linalg.norm(asked.arrays["embedding"], axis=1) == pytest.approx(1.0, abs=0.02)
+    assert asked.chains == ((0, 1, 2), (0, 2))
+    with load("classify", repository=encoders, backend="eager") as model:
+        (said,) = model.predict("w5 w6").said
+    assert (said["label"] in LABELS, set(said["scores"])) == (True, LABELS)
 
 
 def test_fake_encoders_keep_the_law_of_batches(serve: Any, encoders: Path) -> None:
