@@ -102,7 +102,7 @@ def _write_forms(
 ) -> tuple[dict[Format, Form], dict[Format, str]]:
     forms: dict[Format, Form] = {}
     refused: dict[Format, str] = {}
-    files = {"safetensors": 1 + len(safetensors.entry(checkpoint))}
+    files = {"safetensors": len(safetensors.files(checkpoint))}
     steps, total = count(1), sum(1 + files.get(format, len(parts.layers) + 3) for format in formats)
     for format in formats:
         try:
