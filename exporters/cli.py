@@ -22,11 +22,16 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print directory, manifest 
 
 def export(
     model: Annotated[str, typer.Argument(help="Checkpoint directory, or the name of a shipped model.")],
-    formats: Annotated[str, typer.Option(help="What to write, separated by commas.")] = "onnx,torchscript,safetensors",
+    formats: Annotated[
+        str, typer.Option(help="What to write, separated by commas; also onnx-fp16, onnx-int8, onnx-int4.")
+    ] = "onnx,torchscript,safetensors",
     repository: Repository = Path("repository"),
     name: Annotated[str | None, typer.Option(help="Name to serve it under; else the directory's.")] = None,
     model_version: ModelVersion = "1",
     overwrite: Overwrite = False,
+    allow_loss: Annotated[
+        bool, typer.Option("--allow-loss", help="Keep a form of fewer bits whatever it loses on held-out samples.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a trained model as files that serve, each format held against eager torch."""
@@ -34,7 +39,14 @@ def export(
         from exporters.export import export_checkpoint, find_checkpoint, parse_formats
 
         exported = export_checkpoint(
-            find_checkpoint(model), repository, parse_formats(formats), name, model_version, overwrite, report
+            find_checkpoint(model),
+            repository,
+            parse_formats(formats),
+            name,
+            model_version,
+            overwrite,
+            report,
+            allow_loss=allow_loss,
         )
     _show(exported, as_json)
 
@@ -112,7 +124,8 @@ def _show_table(exported: "Exported") -> None:
     for format, form in manifest.forms.items():
         largest = max((difference.max_abs for difference in form.measured), default=None)
         measured = "as it was" if largest is None else f"differs from eager torch by at most {largest:.1e}"
-        typer.echo(f"  {format}: {measured}")
+        lost = "" if form.loss is None else f"; {form.loss.metric} {form.loss.form:.1%}, full {form.loss.full:.1%}"
+        typer.echo(f"  {format}: {measured}{lost}")
     for format, reason in exported.refused.items():
         typer.echo(f"  {format} REFUSED: {reason}", err=True)
     typer.echo(f"  {exported.directory}")

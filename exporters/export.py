@@ -12,12 +12,13 @@ from importlib.metadata import version as installed
 from itertools import count
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeAlias, get_args
+from typing import Any, TypeAlias, get_args
 
 import models
-from exporters import onnx, safetensors, torchscript
+from exporters import onnx, precision, safetensors, scan, torchscript
 from exporters.describe_encoder import TOKENIZER, encoder_spec
-from exporters.parts import Parts, Runs, visit_cost
+from exporters.heldout import MAX_LOSS, HeldOut, read_heldout
+from exporters.parts import Parts, Runs, row_cost, visit_cost
 from exporters.passes.rewrite import OURS
 from exporters.publish import Exported, file_records, new_version
 from exporters.split import split
@@ -30,12 +31,21 @@ from models.lm.chat import TEMPLATE, ChatTemplate, find_template, special_tokens
 from models.lm.model import LanguageModel
 from models.lm.tokenizer import Tokenizer
 from models.shards import Shards
+from models.vision import pixels
+from models.vision.stages import Stages
+from models.vision.vit import VisionTransformer
 
 FORMATS: tuple[Format, ...] = get_args(Format)
+# Those that lose nothing.
+EXACT: tuple[Format, ...] = ("onnx", "torchscript", "safetensors")
 # What happened, which step of the export this was, how many there are.
 Report: TypeAlias = Callable[[str, int, int], None]
 
-_SUFFIX: Mapping[Format, str] = {"onnx": onnx.SUFFIX, "torchscript": torchscript.SUFFIX}
+_SUFFIX: Mapping[Format, str] = {
+    "onnx": onnx.SUFFIX,
+    "torchscript": torchscript.SUFFIX,
+    **dict.fromkeys(precision.BITS, onnx.SUFFIX),
+}
 # Facts a model card states in a sentence or in its table.
 _CARD_FACTS = {"licence": r"(?i)\blicen[cs]e:\s*(\w[\w.+-]*\w)", "recipe": r"(?m)^\| command \| `([^`]+)`"}
 
@@ -43,16 +53,18 @@ _CARD_FACTS = {"licence": r"(?i)\blicen[cs]e:\s*(\w[\w.+-]*\w)", "recipe": r"(?m
 def export_checkpoint(
     checkpoint: Path,
     repository: Path,
-    formats: Sequence[Format] = FORMATS,
+    formats: Sequence[Format] = EXACT,
     name: str | None = None,
     version: str = "1",
     overwrite: bool = False,
     report: Report = lambda what, done, total: None,
     origin: Mapping[str, str] = MappingProxyType({}),
+    allow_loss: bool = False,
 ) -> Exported:
     """Export a checkpoint directory; `origin` is what its provenance says beside what the directory tells.
 
-    A format that cannot be written or differs from eager torch is left out and told in `refused`. Raises ArtifactError
+    A format that cannot be written or differs from eager torch is left out and told in `refused`; so is one of fewer
+    bits that loses too many answers on held-out samples, unless `allow_loss`. Raises ArtifactError
     if none is left, if the checkpoint is unusable or if the version exists already.
     """
     name = name or checkpoint.resolve().name
@@ -60,19 +72,23 @@ def export_checkpoint(
     parts = split(model)
     with new_version(repository, name, version, overwrite) as folder:
         language, encoder = _language(model, checkpoint, folder), encoder_spec(model, checkpoint, folder)
-        forms, refused = _write_forms(parts, checkpoint, folder, formats, report)
+        is_lossy = any(format in precision.BITS for format in formats)
+        heldout = read_heldout(checkpoint, parts, language) if is_lossy else None
+        bound = 1.0 if allow_loss else MAX_LOSS
+        forms, refused = _write_forms(parts, checkpoint, folder, formats, report, heldout, bound)
         manifest = Manifest(
             name=name,
             version=version,
             kind=model.kind,
             inputs=parts.inputs,
             outputs=parts.outputs,
-            layers=_layers(model),
+            layers=_layers(model, parts),
             language=language,
             encoder=encoder,
+            **_classes(model, checkpoint),
             forms=forms,
             files=file_records(folder),
-            provenance={**_provenance(checkpoint, forms), **origin},
+            provenance={**_provenance(checkpoint, forms), **_whereabouts(model), **origin},
         )
         manifest.write(folder)
     return Exported(repository / name / version, manifest, refused)
@@ -98,7 +114,13 @@ def parse_formats(text: str) -> tuple[Format, ...]:
 
 
 def _write_forms(
-    parts: Parts, checkpoint: Path, folder: Path, formats: Sequence[Format], report: Report
+    parts: Parts,
+    checkpoint: Path,
+    folder: Path,
+    formats: Sequence[Format],
+    report: Report,
+    heldout: HeldOut | None,
+    max_loss: float,
 ) -> tuple[dict[Format, Form], dict[Format, str]]:
     forms: dict[Format, Form] = {}
     refused: dict[Format, str] = {}
@@ -109,9 +131,12 @@ def _write_forms(
             for file in _write_form(format, parts, checkpoint, folder / format):
                 report(f"{format}/{file}", next(steps), total)
             forms[format] = _verified(format, parts, folder / format)
+            if format in precision.BITS and heldout:
+                forms[format] = _weighed(forms[format], format, folder, heldout, max_loss)
             report(f"{format} verified", next(steps), total)
         except ArtifactError as error:
             refused[format] = str(error)
+            forms.pop(format, None)
             shutil.rmtree(folder / format)
     if not forms:
         reasons = "; ".join(f"{format}: {reason}" for format, reason in refused.items())
@@ -125,6 +150,10 @@ def _write_form(format: Format, parts: Parts, checkpoint: Path, folder: Path) ->
         return onnx.write(parts, folder)
     if format == "torchscript":
         return torchscript.write(parts, folder)
+    if format in precision.BITS:
+        return precision.write(parts, folder.parent / "onnx", folder, format)
+    if format == "onnx-scan":
+        return scan.write(parts, folder)
     return safetensors.write(checkpoint, folder)
 
 
@@ -133,14 +162,46 @@ def _verified(format: Format, parts: Parts, folder: Path) -> Form:
     if format == "safetensors":  # the very files that `parts` were read from
         safetensors.check(parts)
         return Form(whole=f"{format}/{safetensors.entry(folder)[0]}", tolerance=0.0)
-    measured = verify(_load(format, folder, len(parts.layers)), parts)
-    embed, *layers, head, whole = (f"{format}/{part.name}{_SUFFIX[format]}" for part in parts)
-    return Form(embed=embed, layers=tuple(layers), head=head, whole=whole, tolerance=TOLERANCE, measured=measured)
+    if format == "onnx-scan":
+        return _scanned(parts, folder)
+    is_lossy, tolerance = format in precision.BITS, precision.TOLERANCES.get(format, TOLERANCE)
+    measured = verify(_load(format, folder, len(parts.layers)), parts, tolerance, is_lossy)
+    *files, whole = (f"{format}/{part.name}{_SUFFIX[format]}" for part in parts)
+    embed, *layers, head = files or (None, None)
+    return Form(
+        embed=embed,
+        layers=tuple(name for name in layers if name),
+        head=head,
+        whole=whole,
+        tolerance=tolerance,
+        is_relative=is_lossy,
+        measured=measured,
+    )
+
+
+def _scanned(parts: Parts, folder: Path) -> Form:
+    try:
+        run = scan.load(folder)
+    except Exception as error:  # the runtime's errors share no class
+        raise ArtifactError(f"the written {scan.NAME} does not load: {error}") from error
+    return Form(whole=f"{folder.name}/{scan.NAME}", tolerance=TOLERANCE, measured=scan.verify(run, parts, TOLERANCE))
+
+
+def _weighed(form: Form, format: Format, folder: Path, heldout: HeldOut, max_loss: float) -> Form:
+    """The entry with what the form loses on held-out samples. Raises ArtifactError if that is more than `max_loss`."""
+    assert form.whole is not None
+    loss = heldout.loss(onnx.open_run(folder / form.whole))
+    if loss.full - loss.form > max_loss:
+        raise ArtifactError(
+            f"{format} answers {loss.form:.1%} of {loss.samples} held-out samples rightly, eager torch "
+            f"{loss.full:.1%}; more than {max_loss:.1%} lost; pass --allow-loss to have it nevertheless"
+        )
+    return form.model_copy(update={"loss": loss})
 
 
 def _load(format: Format, folder: Path, num_layers: int) -> Runs:
     try:
-        if format == "onnx":
+        if format == "onnx" or format in precision.BITS:
             return onnx.load(folder, num_layers)
         return torchscript.load(folder, num_layers)
     except FathomError:
@@ -149,9 +210,24 @@ def _load(format: Format, folder: Path, num_layers: int) -> Runs:
         raise ArtifactError(f"the written {format} files do not load: {error}") from error
 
 
-def _layers(model: LayeredModel) -> LayersSpec:
-    cost = tuple(visit_cost(layer) for layer in model.layers)
+def _layers(model: LayeredModel, parts: Parts) -> LayersSpec | None:
+    """None for a network that is served whole."""
+    is_per_token = parts.cached or parts.text_sizes is not None
+    cost = tuple(visit_cost(part.module) if is_per_token else row_cost(part) for part in parts.layers)
+    if not cost:
+        return None
     return LayersSpec(count=len(cost), residual_form=model.residual_form, cost=cost)
+
+
+def _classes(model: LayeredModel, checkpoint: Path) -> dict[str, Any]:
+    """What a client needs to know of an image classifier: how pixels are prepared, what its classes are called."""
+    if not isinstance(model, VisionTransformer | Stages):
+        return {}
+    raw = read_raw(checkpoint)
+    found = pixels.labels(raw)
+    if found and len(found) != model.num_classes:
+        raise ArtifactError(f"{checkpoint} names {len(found)} classes and its classifier has {model.num_classes}")
+    return {"image": pixels.image_spec(checkpoint, raw), "classes": found}
 
 
 def _language(model: LayeredModel, checkpoint: Path, folder: Path) -> LanguageSpec | None:
@@ -188,6 +264,12 @@ def _check_tokenizer(checkpoint: Path, vocab_size: int) -> None:
             f"{checkpoint / TOKENIZER} has a token {last} and config.json says vocab_size = {vocab_size}; "
             "it is another model's tokenizer"
         )
+
+
+def _whereabouts(model: LayeredModel) -> dict[str, str]:
+    """Which blocks of a network of stages the layers are."""
+    names = model.layer_names if isinstance(model, Stages) else ()
+    return {"layers": f"{names[0]} to {names[-1]}"} if names else {}
 
 
 def _eos_token_ids(checkpoint: Path, configured: int | tuple[int, ...] | None) -> tuple[int, ...]:

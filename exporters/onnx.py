@@ -4,18 +4,20 @@ Knows nothing of chains or manifests. Layers have one shape or few, so that the 
 others take its graph with their own weights; the whole graph is the parts, joined.
 """
 
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnxruntime as ort
 import onnxscript.optimizer
 import torch
 from onnx import numpy_helper
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import Dim
 from torch.onnx.errors import OnnxExporterError
 
@@ -30,7 +32,11 @@ OPSETS = (23, 20)
 
 def write(parts: Parts, folder: Path) -> Iterator[str]:
     """Write every part and the whole into `folder`, yielding each file's name. Raises ArtifactError naming the part."""
-    embed, first, head = _convert_first(parts)
+    if not parts.layers:
+        yield _save(parts.whole, _finish(parts.whole, _convert_newest((parts.whole,))[0]), folder)
+        return
+    # All three at one opset.
+    embed, first, head = _convert_newest((parts.embed, parts.layers[0], parts.head))
     opset = first.opset_import[0].version
     graphs = [_finish(parts.embed, embed)]
     yield _save(parts.embed, graphs[-1], folder)
@@ -43,16 +49,25 @@ def write(parts: Parts, folder: Path) -> Iterator[str]:
     yield _save(parts.whole, join(parts, graphs), folder)
 
 
+def convert(part: Part) -> onnx.ModelProto:
+    """One module as one graph, at the newest opset that has it. Raises ArtifactError naming the part."""
+    try:
+        return _finish(part, _convert(part, OPSETS[0]))
+    except OnnxExporterError:
+        return _finish(part, _convert_or_refuse(part, OPSETS[1]))
+
+
 def load(folder: Path, num_layers: int) -> Runs:
     """Open the files as a server does. Raises the runtime's own errors."""
+    if not num_layers:
+        return Runs.of_whole(open_run(folder / f"whole{SUFFIX}"))
     names = [f"layer_{i:03}" for i in range(num_layers)]
-    embed, head, whole, *layers = (_open(folder / f"{name}{SUFFIX}") for name in ("embed", "head", "whole", *names))
+    embed, head, whole, *layers = (open_run(folder / f"{name}{SUFFIX}") for name in ("embed", "head", "whole", *names))
     return Runs(embed, tuple(layers), head, whole)
 
 
-def _convert_first(parts: Parts) -> list[onnx.ModelProto]:
-    """Embed, the first layer and head, not yet optimised, all at the newest opset that every one of them has."""
-    wanted = (parts.embed, parts.layers[0], parts.head)
+def _convert_newest(wanted: Sequence[Part]) -> list[onnx.ModelProto]:
+    """Parts, not yet optimised, all at the newest opset that every one of them has."""
     try:
         return [_convert(part, OPSETS[0]) for part in wanted]
     except OnnxExporterError:
@@ -81,7 +96,11 @@ def _convert_or_refuse(part: Part, opset: int) -> onnx.ModelProto:
 
 
 def _convert(part: Part, opset: int) -> onnx.ModelProto:
-    axes = tuple({i: Dim.AUTO for i, dim in enumerate(port.dims) if isinstance(dim, str)} for port in part.inputs)
+    axes: tuple[Any, ...] = tuple(
+        {i: Dim.AUTO for i, dim in enumerate(port.dims) if isinstance(dim, str)} for port in part.inputs
+    )
+    if _takes_any_number(part.module):
+        axes = (axes,)
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             part.module,
@@ -99,6 +118,12 @@ def _convert(part: Part, opset: int) -> onnx.ModelProto:
     if graph.opset_import[0].version != opset:
         raise OnnxExporterError(f"{part.name} came out at opset {graph.opset_import[0].version}, not {opset}")
     return graph
+
+
+def _takes_any_number(module: nn.Module) -> bool:
+    """Whether a module's inputs are one `*inputs`."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    return any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
 
 
 def _with_weights(graph: onnx.ModelProto, first: Part, part: Part) -> onnx.ModelProto | None:
@@ -155,7 +180,8 @@ def _save(part: Part, graph: onnx.ModelProto, folder: Path) -> str:
     return name
 
 
-def _open(path: Path) -> Run:
+def open_run(path: Path) -> Run:
+    """One file as a callable, as a server opens it. Raises the runtime's own errors."""
     session = _session(str(path))
     return lambda *inputs: _run(session, inputs)
 

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from models.artifact import Datatype, TensorSpec
 from models.lm.mlp import Experts
@@ -55,6 +56,7 @@ class Parts:
     """All graphs of one model; `inputs` and `outputs` are what a server shows of it.
 
     Of an encoder also text_sizes, its vocabulary and longest text, and its reach, how far tokens see where not all do.
+    A network without layers is served whole: the whole graph is all that is written of it.
     """
 
     embed: Part
@@ -72,23 +74,38 @@ class Parts:
         return len(self.whole.outputs) > 1
 
     def __iter__(self) -> Iterator[Part]:
-        yield from (self.embed, *self.layers, self.head, self.whole)
+        yield from (self.embed, *self.layers, self.head, self.whole) if self.layers else (self.whole,)
 
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """The loaded files of one exported form as callables, torch tensors in and out; no `whole` where none is stored."""
+    """The loaded files of one exported form as callables, torch tensors in and out; no `whole` where none is stored.
+
+    Of a network that is served whole there is nothing but that.
+    """
 
     embed: Run
     layers: tuple[Run, ...]
     head: Run
     whole: Run | None
 
+    @classmethod
+    def of_whole(cls, run: Run) -> "Runs":
+        """A network without layers."""
+        return cls(lambda *inputs: inputs, (), run, run)
+
 
 def visit_cost(layer: nn.Module) -> int:
     """Multiply-accumulates of one visit for one row (one token), counted from the weights a token meets."""
     linear = sum(module.weight.numel() for module in layer.modules() if isinstance(module, nn.Linear))
     return linear + sum(module.num_active_weights for module in layer.modules() if isinstance(module, Experts))
+
+
+def row_cost(part: Part) -> int:
+    """Multiply-accumulates of linear maps and convolutions in one visit by one row, counted as the example runs."""
+    with FlopCounterMode(display=False) as counter:
+        part(*part.examples)
+    return int(counter.get_total_flops()) // 2 // len(part.examples[0])
 
 
 def as_tuple(outputs: Any) -> Tensors:

@@ -32,12 +32,7 @@ def entry(checkpoint: Path) -> tuple[str, ...]:
 
 
 def check(parts: Parts) -> None:
-    """Run the full chain once on example inputs. Raises ArtifactError if what comes out is not finite."""
-    outputs = parts.embed(*parts.embed.examples)
-    shared = outputs[1:]
-    for layer in parts.layers:
-        past = layer.examples[1 + len(shared) :]
-        outputs = layer(outputs[0], *shared, *past)
-    found = parts.head(outputs[0], *parts.head.examples[1:])[0]
+    """Run the whole model once on example inputs. Raises ArtifactError if what comes out is not finite."""
+    found = parts.whole(*parts.whole.examples)[0]
     if not torch.isfinite(found).all():
         raise ArtifactError("the model answers its example inputs with NaN or infinity; its weights are damaged")

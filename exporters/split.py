@@ -9,6 +9,8 @@ from models.errors import ArtifactError
 from models.layered import LayeredModel
 from models.lm.model import LanguageModel
 from models.mixers.residual_mlp import ResidualMLP
+from models.vision.stages import Stages
+from models.vision.vit import VisionTransformer
 
 
 def split(model: LayeredModel) -> Parts:
@@ -18,7 +20,10 @@ def split(model: LayeredModel) -> Parts:
     if isinstance(model, EncoderModel):
         return split_encoder(model)
     if isinstance(model, ResidualMLP):
-        return split_stack(model, "features", model.config.num_features, "logits", model.config.num_classes)
+        return split_stack(model, "features", (model.config.num_features,), "logits", model.config.num_classes)
+    if isinstance(model, VisionTransformer | Stages):
+        return split_stack(model, "pixel_values", model.image_shape, "logits", model.num_classes)
     raise ArtifactError(
-        f"{type(model).__name__} has no known inputs; exported are LanguageModel, EncoderModel and ResidualMLP"
+        f"{type(model).__name__} has no known inputs; exported are language models, encoders, ResidualMLP and image "
+        "classifiers"
     )

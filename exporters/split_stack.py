@@ -23,10 +23,12 @@ class WholeStack(nn.Module):
         return outputs
 
 
-def split_stack(model: TensorStack, input_name: str, num_inputs: int, output_name: str, num_outputs: int) -> Parts:
-    """The parts of a stack with one input [B, num_inputs] and one output [B, num_outputs]."""
-    inputs, outputs = Port(input_name, ("batch", num_inputs)), Port(output_name, ("batch", num_outputs))
-    example = torch.randn(BATCH, num_inputs, generator=torch.Generator().manual_seed(0))
+def split_stack(
+    model: TensorStack, input_name: str, input_shape: tuple[int, ...], output_name: str, num_outputs: int
+) -> Parts:
+    """The parts of a stack with one input [B, *input_shape] and one output [B, num_outputs]."""
+    inputs, outputs = Port(input_name, ("batch", *input_shape)), Port(output_name, ("batch", num_outputs))
+    example = torch.randn(BATCH, *input_shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         stream = model.embed(example)
     hidden = Port("hidden", ("batch", *stream.shape[1:]))

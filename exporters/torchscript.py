@@ -31,6 +31,8 @@ def write(parts: Parts, folder: Path) -> Iterator[str]:
 
 def load(folder: Path, num_layers: int) -> Runs:
     """Load the files as a server does. Raises the runtime's own errors."""
+    if not num_layers:
+        return Runs.of_whole(_open(folder / f"whole{SUFFIX}"))
     names = [f"layer_{i:03}" for i in range(num_layers)]
     embed, head, whole, *layers = (_open(folder / f"{name}{SUFFIX}") for name in ("embed", "head", "whole", *names))
     return Runs(embed, tuple(layers), head, whole)

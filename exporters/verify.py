@@ -30,16 +30,16 @@ class Case:
     last: Tensors = ()
 
 
-def verify(runs: Runs, parts: Parts, tolerance: float = TOLERANCE) -> tuple[Difference, ...]:
+def verify(runs: Runs, parts: Parts, tolerance: float = TOLERANCE, is_relative: bool = False) -> tuple[Difference, ...]:
     """Largest differences of the final outputs for each size, parts chained and whole, decoding included.
 
-    What one part hands the next may differ by `tolerance` of its own magnitude. Raises ArtifactError naming the part,
-    the size and the difference that is too large, or the size that a part cannot run.
+    What one part hands the next may differ by `tolerance` of its own magnitude, final outputs too if `is_relative`.
+    Raises ArtifactError naming the part, the size and the difference that is too large, or the size it cannot run.
     """
     measured: dict[tuple[int, int], float] = {}
     for case in cases(parts):
         size = case.batch, case.length
-        measured[size] = max(measured.get(size, 0.0), _measure(runs, parts, case, tolerance))
+        measured[size] = max(measured.get(size, 0.0), _measure(runs, parts, case, tolerance, is_relative))
     return tuple(Difference(batch=b, length=s, max_abs=largest) for (b, s), largest in measured.items())
 
 
@@ -85,7 +85,7 @@ def _language_case(parts: Parts, random: torch.Generator, starts: Tensor, length
     return Case(len(starts), length, (token_ids, starts, columns), layers, (token_ids, starts, *past))
 
 
-def _measure(runs: Runs, parts: Parts, case: Case, tolerance: float) -> float:
+def _measure(runs: Runs, parts: Parts, case: Case, tolerance: float, is_relative: bool) -> float:
     """Largest difference of the final outputs of one pass."""
     eager = Runs(parts.embed, parts.layers, parts.head, parts.whole)
     largest = 0.0
@@ -99,13 +99,17 @@ def _measure(runs: Runs, parts: Parts, case: Case, tolerance: float) -> float:
         except Exception as error:  # runtimes share no error class
             raise ArtifactError(f"{name} does not run at batch {case.batch}, length {case.length}: {error}") from error
         final = name in (parts.head.name, parts.whole.name)
-        difference = _compare(name, case, got, wanted, tolerance, final)
+        difference = _compare(name, case, got, wanted, tolerance, final and not is_relative)
         largest = max(largest, difference if final else 0.0)
     return largest
 
 
 def _passes(runs: Runs, parts: Parts, case: Case) -> Iterator[tuple[str, Tensors]]:
     """Outputs of every part of the full chain, then of the whole graph."""
+    if not parts.layers:
+        assert runs.whole is not None
+        yield parts.whole.name, runs.whole(*case.whole)
+        return
     outputs = runs.embed(*case.first)
     yield parts.embed.name, outputs
     shared = outputs[1:]
@@ -117,20 +121,21 @@ def _passes(runs: Runs, parts: Parts, case: Case) -> Iterator[tuple[str, Tensors
         yield parts.whole.name, runs.whole(*case.whole)
 
 
-def _compare(name: str, case: Case, got: Tensors, wanted: Tensors, tolerance: float, final: bool) -> float:
+def _compare(name: str, case: Case, got: Tensors, wanted: Tensors, tolerance: float, is_absolute: bool) -> float:
     """Largest difference of the first output; raises ArtifactError for any output that is too far off."""
     shapes = [(tuple(tensor.shape), tensor.dtype) for tensor in got]
     wanted_shapes = [(tuple(tensor.shape), tensor.dtype) for tensor in wanted]
     where = f"{name} at batch {case.batch}, length {case.length}"
     if shapes != wanted_shapes:
         raise ArtifactError(f"{where} gives {shapes} where eager torch gives {wanted_shapes}")
-    differences = [_largest(a.double() - b.double()) for a, b in zip(got, wanted, strict=True)]
+    differences = [largest(a.double() - b.double()) for a, b in zip(got, wanted, strict=True)]
     for i, (difference, reference) in enumerate(zip(differences, wanted, strict=True)):
-        bound = tolerance if final and i == 0 else tolerance * max(1.0, _largest(reference.double()))
+        bound = tolerance if is_absolute and i == 0 else tolerance * max(1.0, largest(reference.double()))
         if not difference <= bound:  # written so that NaN fails
             raise ArtifactError(f"{where} differs from eager torch by {difference:.3g}, more than {bound:.3g}")
     return differences[0]
 
 
-def _largest(tensor: Tensor) -> float:
+def largest(tensor: Tensor) -> float:
+    """The largest magnitude in a tensor, 0 for an empty one."""
     return float(tensor.abs().max()) if tensor.numel() else 0.0

@@ -14,18 +14,25 @@ from models.layered import LayeredModel
 from models.lm import weights
 from models.lm.architectures import ARCHITECTURES
 from models.mixers import residual_mlp
+from models.vision import weights as vision_weights
+from models.vision.huggingface import ARCHITECTURES as CLASSIFIERS
 
+# What stands for a `model_type` in directories of timm, which say `architecture` instead.
+_TIMM = "timm"
 # Of each `model_type`: a directory and a precision (None: as stored) to a model.
 _LOADERS: Mapping[str, Callable[[Path, torch.dtype | None], LayeredModel]] = {
     **dict.fromkeys(ARCHITECTURES, weights.load),
     **dict.fromkeys(ENCODERS, encoder_weights.load),
+    **dict.fromkeys(CLASSIFIERS, vision_weights.load),
     "residual_mlp": residual_mlp.load,
+    _TIMM: vision_weights.load,
 }
 
 
 def load_checkpoint(directory: Path, dtype: torch.dtype | None = torch.float32) -> LayeredModel:
     """Load a checkpoint directory. Raises ArtifactError for a missing file or an unknown architecture."""
-    model_type = str(read_raw(directory).get("model_type"))
+    raw = read_raw(directory)
+    model_type = str(raw.get("model_type", _TIMM if "architecture" in raw else None))
     if model_type not in _LOADERS:
         raise _unknown(directory, model_type)
     try:

@@ -44,13 +44,14 @@ def create_app(settings: Settings, bound: Mapping[str, Bound] | None = None) -> 
     """
     process_metrics, lifecycle = Metrics(), Lifecycle()
     registry = Registry(settings, process_metrics)
-    database = Database(settings.memory, settings.repository)
+    database = Database(settings.memory, settings.folder)
     limits = JobLimits(settings.max_jobs_queued, settings.max_jobs_running, settings.max_jobs_kept)
     search_jobs = Jobs(database, limits, lifecycle, process_metrics)
 
     async def load() -> None:
         await registry.load_all()
         lifecycle.is_loaded = True
+        await registry.follow()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

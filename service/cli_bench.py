@@ -35,7 +35,7 @@ def bench(
     stream: Annotated[bool, typer.Option("--stream", help="Stream, and time each token.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same requests at the same times.")] = 0,
     repository: Annotated[
-        Path | None, typer.Option(help="Folder of models; FATHOM_REPOSITORY, else ./repository.")
+        str | None, typer.Option(help="Folder or URL of models; FATHOM_REPOSITORY, else ./repository.")
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="File to write the numbers to.")] = None,
     plot: Annotated[Path | None, typer.Option(help="PNG file to draw into; needs the extra 'study'.")] = None,
@@ -65,7 +65,7 @@ def bench(
     _show(_run(where, model, plan, repository), f"{model or where}", json_file, plot)
 
 
-def _run(where: str, model: str | None, plan: "Plan", repository: Path | None) -> "list[Measurement]":
+def _run(where: str, model: str | None, plan: "Plan", repository: str | None) -> "list[Measurement]":
     import uvloop
 
     from service.bench.run import run

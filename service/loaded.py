@@ -39,7 +39,7 @@ class Loaded:
         self._thread = threading.Thread(target=self._loop.run_forever, name="fathom-model", daemon=True)
         self._thread.start()
         self._registry = Registry(settings, Metrics())
-        self._database = Database(settings.memory, settings.repository)
+        self._database = Database(settings.memory, settings.folder)
         self._memory = Memory(self._database)
         close_at_end(self, self.close)
         try:

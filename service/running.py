@@ -113,7 +113,7 @@ def serve(
         # Of nobody else's: what would lie in a repository of the current folder was not asked for.
         folder = repository or left.enter_context(tempfile.TemporaryDirectory(prefix="fathom-"))
         chosen = read_settings(None, repository=folder, **settings)
-        _check_names(bound, chosen.repository)
+        _check_names(bound, chosen.folder)
         if not block:
             return Running(chosen, bound, left)
         _refuse_event_loop()

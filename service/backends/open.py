@@ -13,10 +13,17 @@ from service.backends.kv import PAGE_SIZE, page_bytes
 from service.backends.parts import LanguageBackend, Parts, TensorBackend
 from service.backends.protocol import Backend, Dtype
 
-BackendName: TypeAlias = Literal["auto", "onnx", "torchscript", "eager", "fake"]
+BackendName: TypeAlias = Literal["auto", "onnx", "torchscript", "eager", "fake", "onnx-fp16", "onnx-int8", "onnx-int4"]
 Device: TypeAlias = Literal["cpu", "cuda"]
-# In order of preference: the fastest runtime whose files are there.
-_FORMATS: dict[str, Format] = {"onnx": "onnx", "torchscript": "torchscript", "eager": "safetensors"}
+# In order of preference: the fastest runtime whose files are there; fewer bits only where there is nothing else.
+_FORMATS: dict[str, Format] = {
+    "onnx": "onnx",
+    "torchscript": "torchscript",
+    "eager": "safetensors",
+    "onnx-fp16": "onnx-fp16",
+    "onnx-int8": "onnx-int8",
+    "onnx-int4": "onnx-int4",
+}
 # Weights of a layer from which on several threads compute it sooner than one.
 _LARGE_BYTES = 4 << 20
 
@@ -55,6 +62,17 @@ def choose_backend(manifest: Manifest, name: BackendName) -> BackendName:
     raise BackendError(
         f"model {manifest.name!r} has the forms {sorted(manifest.forms)}, none for backend {name!r}; export it again"
     )
+
+
+def files_of(manifest: Manifest, name: BackendName) -> set[str]:
+    """The files that a backend opens, and those of the text; all there are for the fake one. Raises BackendError."""
+    chosen = choose_backend(manifest, name)
+    if chosen == "fake":
+        return set(manifest.files)
+    form, language = manifest.forms[_FORMATS[chosen]], manifest.language
+    parts = (form.embed, *form.layers, form.head) if form.has_parts else _beside(manifest, form)
+    text = (language.tokenizer, language.chat_template) if language else ()
+    return {part for part in (*parts, *text) if part}
 
 
 def threads_for(manifest: Manifest, name: BackendName, num_cores: int) -> int:
@@ -124,7 +142,7 @@ def _open_parts(
 
         return open_fake(manifest), HostArrays()
     form: Form = manifest.forms[_FORMATS[name]]
-    if name == "onnx":
+    if name.startswith("onnx"):
         from service.backends.onnx import open_onnx
 
         return open_onnx(directory, form, device, num_threads), HostArrays()

@@ -46,7 +46,7 @@ class Limit:
 
 def measure(target: Target, mix: ChainMix, shape: Shape, settings: Settings, seed: int) -> Limit:
     """The limit for these requests, from the files of the model in the repository of `settings`."""
-    directory = find_version(settings.repository, target.model, str(target.info["version"]))
+    directory = find_version(settings.folder, target.model, str(target.info["version"]))
     manifest = read_manifest(directory)
     if manifest.encoder:
         return Limit()

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,9 +29,10 @@ async def serving(repository: Path, model: str) -> AsyncIterator[Target]:
     Raises UnknownModelError, and BackendError with the server's last words if it ends or is never ready.
     """
     found = find_version(repository, model)
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / model).mkdir()
-        (Path(folder) / model / found.name).symlink_to(found.resolve(), target_is_directory=True)
+    # Beside the files, where that can be: there they need no copy. A link to them would lead out of the repository.
+    beside = repository if os.access(repository, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix=".bench-", dir=beside) as folder:
+        shutil.copytree(found, Path(folder) / model / found.name, copy_function=_link)
         command = [sys.executable, "-c", _CODE, "serve", "--repository", folder, "--host", "127.0.0.1", "--port", "0"]
         # Remembered chains are neither to be measured, nor to be changed by measuring.
         environment = {name: value for name, value in os.environ.items() if name.upper() != "FATHOM_MEMORY"}
@@ -42,6 +44,14 @@ async def serving(repository: Path, model: str) -> AsyncIterator[Target]:
             process.terminate()
             await asyncio.to_thread(process.wait)
             words.close()
+
+
+def _link(source: str, target: str) -> None:
+    """The same file under a second name; a copy where the file system cannot do that."""
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 class _Words:

@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from models.errors import InputError, UnavailableError
@@ -98,7 +97,7 @@ async def _target(where: str, model: str | None, settings: Settings) -> AsyncIte
             raise InputError(
                 f"{where!r} is taken for a model, and --model names another; write http:// before a server"
             )
-        async with serving(settings.repository, where) as target:
+        async with serving(settings.folder, where) as target:
             yield target
         return
     if model is None:
@@ -109,7 +108,7 @@ async def _target(where: str, model: str | None, settings: Settings) -> AsyncIte
 
 
 def _limit(target: Target, mix: ChainMix, plan: Plan, settings: Settings) -> Limit:
-    if not (Path(settings.repository) / target.model).is_dir():
+    if not (settings.folder / target.model).is_dir():
         return Limit()
     return physical.measure(target, mix, plan.shape, settings, plan.seed)
 

@@ -39,7 +39,7 @@ def test_mlp_round_trips_and_scales_its_inputs(tiny_mlp_checkpoint: Path, tmp_pa
         assert torch.equal(model.along({"features": inputs}, Chain((2, 0, 2))), model.head(hidden))
 
 
-@pytest.mark.parametrize("content", [None, "", "{", '{"model_type": "resnet"}', "{}"])
+@pytest.mark.parametrize("content", [None, "", "{", '{"model_type": "swin"}', "{}"])
 def test_directory_of_no_known_family_is_refused(content: str | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "config.json").write_text(content)

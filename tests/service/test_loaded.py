@@ -107,9 +107,9 @@ def test_versions_folders_and_names_are_found(tiny_repository: Path, monkeypatch
     monkeypatch.chdir(tiny_repository)
     with load("tinymlp", backend="fake") as model:  # a folder of the current one
         assert model.manifest.name == "tinymlp"
-    with pytest.raises(UnknownModelError, match=r"no model 'absent'; the repository has \['tinylm', 'tinymlp'\]"):
+    with pytest.raises(UnknownModelError, match=r"no model 'absent'; there are \['tinylm/1', 'tinymlp/1'\]"):
         load("absent", repository=tiny_repository)
-    with pytest.raises(UnknownModelError, match="no version '9'"):
+    with pytest.raises(UnknownModelError, match="version or label '9'"):
         load("tinymlp", "9", repository=tiny_repository)
 
 

@@ -48,7 +48,7 @@ async def embed(
     inputs = prompts_of(body.input)
     if len(inputs) > settings.max_inputs:
         raise LengthError(f"{len(inputs)} inputs came; one request takes {settings.max_inputs}; send several")
-    engine = embedding_engine(registry, body.model, body.version)
+    engine = await embedding_engine(registry, body.model, body.version)
     embed_all = _encoded if isinstance(engine, EncoderEngine) else _held
     done = await embed_all(body, inputs, engine, memory)  # type: ignore[arg-type]
     _check_size(body, done[0])

@@ -1,0 +1,89 @@
+"""ONNX graphs in fewer bits, by ONNX Runtime's own tools; what goes in and comes out of every part stays float32.
+
+fp16 keeps weights and arithmetic in half precision. int8 and int4 keep the matrices of linear layers in blocks of 32
+numbers with a scale each, and round what they are multiplied with block by block as well. Rounding a whole tensor at a
+time (`quantize_dynamic`) is not offered: a row's answer would depend on who else is in its batch.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import onnx
+
+from exporters import onnx as plain_onnx
+from exporters.parts import Parts
+from models.artifact import Format
+from models.errors import ArtifactError
+
+BITS: Mapping[Format, int] = {"onnx-fp16": 16, "onnx-int8": 8, "onnx-int4": 4}
+# How far final outputs may be from eager torch's, as a part of the largest of them. Beyond, something is broken;
+# whether the answers are still good is what `exporters.heldout` measures.
+TOLERANCES: Mapping[Format, float] = {"onnx-fp16": 0.02, "onnx-int8": 0.3, "onnx-int4": 2.0}
+_BLOCK = 32
+# Activations are rounded to 8 bits within each row and block, and multiplied as integers.
+_ACCURACY_LEVEL = 4
+
+
+def write(parts: Parts, source: Path, folder: Path, format: Format) -> Iterator[str]:
+    """Convert every float32 graph in `source`, written anew if there is none, yielding each file's name.
+
+    Raises ArtifactError if there is nothing to convert.
+    """
+    if not source.is_dir():
+        with TemporaryDirectory() as plain:
+            for _ in plain_onnx.write(parts, Path(plain)):
+                pass
+            yield from write(parts, Path(plain), folder, format)
+        return
+    num_converted = 0
+    for part in parts:
+        name = f"{part.name}{plain_onnx.SUFFIX}"
+        graph = onnx.load(source / name)
+        converted = _half(graph) if format == "onnx-fp16" else _in_blocks(graph, BITS[format])
+        num_converted += converted != graph
+        onnx.save_model(converted, folder / name)
+        yield name
+    if not num_converted:
+        raise ArtifactError(f"no part has a matrix that {format} could hold in {BITS[format]} bits")
+
+
+def _half(graph: onnx.ModelProto) -> onnx.ModelProto:
+    with _quiet():
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(graph)
+    converted: onnx.ModelProto = convert_float_to_float16(copy, keep_io_types=True)
+    return converted
+
+
+def _in_blocks(graph: onnx.ModelProto, bits: int) -> onnx.ModelProto:
+    """The graph with its matrices in blocks; itself if it has none."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(graph)
+    with _quiet():
+        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+        from onnxruntime.quantization.onnx_model import ONNXModel
+
+        plain = ONNXModel(copy)
+        plain.replace_gemm_with_matmul()  # of a row of features; the quantiser knows products alone
+        quantizer = MatMulNBitsQuantizer(plain.model, bits=bits, block_size=_BLOCK, accuracy_level=_ACCURACY_LEVEL)
+        quantizer.process()
+    converted: onnx.ModelProto = quantizer.model.model
+    return converted if any(node.op_type == "MatMulNBits" for node in converted.graph.node) else graph
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep a line for each node from the user, and the root logger as it was: these modules set it up at import."""
+    root, logger = logging.getLogger(), logging.getLogger("onnxruntime.quantization")
+    handlers, level = list(root.handlers), root.level
+    before, logger.level = logger.level, logging.WARNING
+    try:
+        yield
+    finally:
+        root.handlers[:], logger.level = handlers, before
+        root.setLevel(level)

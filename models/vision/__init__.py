@@ -1,0 +1,1 @@
+"""Image classifiers: vision transformers and convolutional networks of stages."""
