@@ -16,6 +16,7 @@ from typing import Any, TypeAlias, get_args
 
 import models
 from exporters import onnx, precision, safetensors, scan, torchscript
+from exporters.describe_encoder import TOKENIZER, encoder_spec
 from exporters.heldout import MAX_LOSS, HeldOut, read_heldout
 from exporters.parts import Parts, Runs, row_cost, visit_cost
 from exporters.passes.rewrite import OURS
@@ -37,7 +38,6 @@ from models.vision.vit import VisionTransformer
 FORMATS: tuple[Format, ...] = get_args(Format)
 # Those that lose nothing.
 EXACT: tuple[Format, ...] = ("onnx", "torchscript", "safetensors")
-TOKENIZER = "tokenizer.json"
 # What happened, which step of the export this was, how many there are.
 Report: TypeAlias = Callable[[str, int, int], None]
 
@@ -71,7 +71,7 @@ def export_checkpoint(
     model = load_checkpoint(checkpoint)
     parts = split(model)
     with new_version(repository, name, version, overwrite) as folder:
-        language = _language(model, checkpoint, folder)
+        language, encoder = _language(model, checkpoint, folder), encoder_spec(model, checkpoint, folder)
         is_lossy = any(format in precision.BITS for format in formats)
         heldout = read_heldout(checkpoint, parts, language) if is_lossy else None
         bound = 1.0 if allow_loss else MAX_LOSS
@@ -84,6 +84,7 @@ def export_checkpoint(
             outputs=parts.outputs,
             layers=_layers(model, parts),
             language=language,
+            encoder=encoder,
             **_classes(model, checkpoint),
             forms=forms,
             files=file_records(folder),
@@ -123,7 +124,7 @@ def _write_forms(
 ) -> tuple[dict[Format, Form], dict[Format, str]]:
     forms: dict[Format, Form] = {}
     refused: dict[Format, str] = {}
-    files = {"safetensors": 1 + len(safetensors.entry(checkpoint))}
+    files = {"safetensors": len(safetensors.files(checkpoint))}
     steps, total = count(1), sum(1 + files.get(format, len(parts.layers) + 3) for format in formats)
     for format in formats:
         try:
@@ -211,7 +212,8 @@ def _load(format: Format, folder: Path, num_layers: int) -> Runs:
 
 def _layers(model: LayeredModel, parts: Parts) -> LayersSpec | None:
     """None for a network that is served whole."""
-    cost = tuple(visit_cost(part.module) if parts.cached else row_cost(part) for part in parts.layers)
+    is_per_token = parts.cached or parts.text_sizes is not None
+    cost = tuple(visit_cost(part.module) if is_per_token else row_cost(part) for part in parts.layers)
     if not cost:
         return None
     return LayersSpec(count=len(cost), residual_form=model.residual_form, cost=cost)

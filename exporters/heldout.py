@@ -51,7 +51,7 @@ class HeldOut:
 def read_heldout(checkpoint: Path, parts: Parts, language: LanguageSpec | None) -> HeldOut | None:
     """The samples beside a checkpoint, None if there are none. Raises ArtifactError for lines of another form."""
     path = checkpoint / FILE
-    if not path.exists():
+    if parts.text_sizes or not path.exists():  # of encoders no samples are read
         return None
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]

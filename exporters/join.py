@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from exporters.parts import Parts, Port
+from exporters.parts import Part, Parts, Port
 
 _TYPES = {"FP32": onnx.TensorProto.FLOAT, "INT64": onnx.TensorProto.INT64}
 
@@ -27,14 +27,21 @@ def join(parts: Parts, models: Sequence[onnx.ModelProto]) -> onnx.ModelProto:
     for i, layer in enumerate(layers):
         name = parts.layers[i].name
         cached = [_pick(whole, port, i) for port in past]
-        _append(whole, layer, name, [stream, *shared, *cached], [name, *(f"{port.name}/{i}" for port in new)])
+        beside = _beside(parts.layers[i], parts.whole)
+        _append(whole, layer, name, [stream, *shared, *beside, *cached], [name, *(f"{port.name}/{i}" for port in new)])
         stream = name
-    _append(whole, head, "head", [stream], [parts.whole.outputs[0].name])
+    beside = _beside(parts.head, parts.whole)
+    _append(whole, head, "head", [stream, *beside], [parts.whole.outputs[0].name])
     for port in new:
         _stack(whole, port, len(layers))
     whole.input.extend(_value(port) for port in parts.whole.inputs)
     whole.output.extend(_value(port) for port in parts.whole.outputs)
     return _model(whole, models[0])
+
+
+def _beside(part: Part, whole: Part) -> list[str]:
+    """What a part takes from the inputs of the whole graph, as they are."""
+    return [port.name for port in part.inputs if port in whole.inputs]
 
 
 def _append(whole: onnx.GraphProto, part: onnx.GraphProto, name: str, inputs: list[str], outputs: list[str]) -> None:

@@ -1,7 +1,7 @@
 """Parts to ONNX files and back as ONNX Runtime sessions.
 
-Knows nothing of chains or manifests. Layers have one shape, so that the first is converted and the others take its
-graph with their own weights; the whole graph is the parts, joined.
+Knows nothing of chains or manifests. Layers have one shape or few, so that the first of each is converted and the
+others take its graph with their own weights; the whole graph is the parts, joined.
 """
 
 import inspect
@@ -40,8 +40,9 @@ def write(parts: Parts, folder: Path) -> Iterator[str]:
     opset = first.opset_import[0].version
     graphs = [_finish(parts.embed, embed)]
     yield _save(parts.embed, graphs[-1], folder)
+    converted = [(parts.layers[0], first)]
     for part in parts.layers:
-        graphs.append(_layer_graph(part, parts.layers[0], first, opset))
+        graphs.append(_layer_graph(part, converted, opset))
         yield _save(part, graphs[-1], folder)
     graphs.append(_finish(parts.head, head))
     yield _save(parts.head, graphs[-1], folder)
@@ -73,14 +74,17 @@ def _convert_newest(wanted: Sequence[Part]) -> list[onnx.ModelProto]:
         return [_convert_or_refuse(part, OPSETS[1]) for part in wanted]
 
 
-def _layer_graph(part: Part, first: Part, graph: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """The graph of one layer: the first layer's with other weights where that is right, or else its own."""
-    swapped = _with_weights(graph, first, part)
-    if swapped is not None:
-        finished = _finish(part, swapped)
-        if _agrees(part, finished):
-            return finished
-    return _finish(part, _convert_or_refuse(part, opset))
+def _layer_graph(part: Part, converted: list[tuple[Part, onnx.ModelProto]], opset: int) -> onnx.ModelProto:
+    """The graph of one layer: an earlier layer's with other weights where that is right, or else its own."""
+    for earlier, graph in converted:
+        swapped = _with_weights(graph, earlier, part)
+        if swapped is not None:
+            finished = _finish(part, swapped)
+            if _agrees(part, finished):
+                return finished
+    graph = _convert_or_refuse(part, opset)
+    converted.append((part, graph))
+    return _finish(part, onnx.ModelProto.FromString(graph.SerializeToString()))
 
 
 def _convert_or_refuse(part: Part, opset: int) -> onnx.ModelProto:

@@ -55,6 +55,7 @@ class Part:
 class Parts:
     """All graphs of one model; `inputs` and `outputs` are what a server shows of it.
 
+    Of an encoder also text_sizes, its vocabulary and longest text, and its reach, how far tokens see where not all do.
     A network without layers is served whole: the whole graph is all that is written of it.
     """
 
@@ -64,6 +65,8 @@ class Parts:
     whole: Part
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    text_sizes: tuple[int, int] | None = None
+    reach: int = 0
 
     @property
     def cached(self) -> bool:

@@ -7,21 +7,28 @@ from pathlib import Path
 import torch
 
 from exporters.parts import Parts
+from models.encoders import sentence
 from models.errors import ArtifactError
 from models.shards import INDEX, WEIGHTS, Shards
 
 
 def write(checkpoint: Path, folder: Path) -> Iterator[str]:
     """Copy configuration and weights into `folder`, however many files they are, yielding each file's name."""
-    for name in ("config.json", *entry(checkpoint)):
+    for name in files(checkpoint):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(checkpoint / name, folder / name)
         yield name
 
 
+def files(checkpoint: Path) -> tuple[str, ...]:
+    """All that the model is built from, relative to the checkpoint."""
+    return ("config.json", *entry(checkpoint), *map(str, sentence.files(checkpoint)))
+
+
 def entry(checkpoint: Path) -> tuple[str, ...]:
     """The files of the weights, the one to begin with first: the weights, or the index of their shards."""
-    files = Shards(checkpoint).files
-    return files if files == (WEIGHTS,) else (INDEX, *files)
+    shards = Shards(checkpoint).files
+    return shards if shards == (WEIGHTS,) else (INDEX, *shards)
 
 
 def check(parts: Parts) -> None:

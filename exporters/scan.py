@@ -75,6 +75,8 @@ def write(parts: Parts, folder: Path) -> Iterator[str]:
     """
     if not parts.layers:
         raise ArtifactError("a network without layers has no chain; export it as onnx")
+    if parts.text_sizes:
+        raise ArtifactError("layers of an encoder are told what is padding, which no loop here does; export it as onnx")
     _check_alike(parts)
     part = _part(parts)
     onnx.save_model(parts_onnx.convert(part), folder / NAME)

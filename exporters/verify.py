@@ -20,13 +20,14 @@ assert LENGTH not in LENGTHS
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Inputs of one pass: those of embed, each layer's further ones, those of the whole graph."""
+    """Inputs of one pass: those of embed, each layer's and the head's further ones, those of the whole graph."""
 
     batch: int
     length: int
     first: Tensors
     past: tuple[Tensors, ...]
     whole: Tensors
+    last: Tensors = ()
 
 
 def verify(runs: Runs, parts: Parts, tolerance: float = TOLERANCE, is_relative: bool = False) -> tuple[Difference, ...]:
@@ -45,6 +46,9 @@ def verify(runs: Runs, parts: Parts, tolerance: float = TOLERANCE, is_relative: 
 def cases(parts: Parts) -> Iterator[Case]:
     """Seeded inputs of every size; for a language model also a continuation of each pass, rows unevenly cached."""
     random = torch.Generator().manual_seed(0)
+    if parts.text_sizes:
+        yield from _text_cases(parts, random, *parts.text_sizes)
+        return
     if not parts.cached:
         for batch in BATCHES:
             inputs = torch.randn(batch, *parts.embed.examples[0].shape[1:], generator=random)
@@ -58,6 +62,18 @@ def cases(parts: Parts) -> Iterator[Case]:
         # The last row sees all that is cached, the ones before less and less: the rest of their columns is padding.
         starts = (length - torch.arange(batch).flip(0)).clamp(min=0)
         yield _language_case(parts, random, starts, LENGTHS[0] + LENGTHS[1] - length, tuple(cached))
+
+
+def _text_cases(parts: Parts, random: torch.Generator, vocabulary: int, longest: int) -> Iterator[Case]:
+    """Texts of different lengths together, and of pairs where the model tells them apart."""
+    lengths = {min(length, longest) for length in (*LENGTHS, *((parts.reach + 2,) if parts.reach else ()))}
+    for batch, length in product(BATCHES, sorted(lengths)):
+        token_ids = torch.randint(vocabulary, (batch, length), generator=random)
+        counts = (length - torch.arange(batch).flip(0)).clamp(min=1)
+        types = tuple(torch.randint(2, (batch, length), generator=random) for _ in parts.embed.inputs[1:])
+        layers = ((counts,),) * len(parts.layers)
+        last = (counts,) * len(parts.head.inputs[1:])
+        yield Case(batch, length, (token_ids, *types), layers, (token_ids, counts, *types), last)
 
 
 def _language_case(parts: Parts, random: torch.Generator, starts: Tensor, length: int, past: Tensors) -> Case:
@@ -100,7 +116,7 @@ def _passes(runs: Runs, parts: Parts, case: Case) -> Iterator[tuple[str, Tensors
     for part, layer, past in zip(parts.layers, runs.layers, case.past, strict=True):
         outputs = layer(outputs[0], *shared, *past)
         yield part.name, outputs
-    yield parts.head.name, runs.head(outputs[0])
+    yield parts.head.name, runs.head(outputs[0], *case.last)
     if runs.whole is not None:
         yield parts.whole.name, runs.whole(*case.whole)
 

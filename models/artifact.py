@@ -57,6 +57,28 @@ class LanguageSpec(Record):
     special_tokens: dict[str, str] = Field(default_factory=dict, description="texts the template may name")
 
 
+class EncoderSpec(Record):
+    """What a server needs to know of a text encoder beside its layers."""
+
+    task: Literal["embed", "classify", "tokens", "fill-mask"]
+    vocab_size: int
+    max_length: int = Field(description="a text, or both of a pair, in tokens")
+    tokenizer: str = Field(description="file name of the Hugging Face tokenizer.json")
+    lowers_case: bool = Field(False, description="texts are put into lower case before they are tokens")
+    has_token_types: bool = Field(description="the graph takes token_types, which tell the texts of a pair apart")
+    tells_pairs: bool = Field(False, description="the second text of a pair has the type 1; else all tokens have 0")
+    labels: tuple[str, ...] = ()
+    scores: Literal["softmax", "sigmoid", "none"] = Field("softmax", description="from outputs to scores of labels")
+    mask_token_id: int | None = None
+    prompts: dict[str, str] = Field(default_factory=dict, description="texts to put before an input, by name")
+    default_prompt: str | None = None
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether there is one output a text; else there is one for each token."""
+        return self.task in ("embed", "classify")
+
+
 class ImageSpec(Record):
     """How clients prepare pixels: from 0 to 1, minus `mean`, over `std`, for each channel; the input says the size."""
 
@@ -111,11 +133,12 @@ class Manifest(Record):
     schema_version: Literal[1] = 1
     name: Name
     version: Name
-    kind: Literal["causal-lm", "tensor"]
+    kind: Literal["causal-lm", "encoder", "tensor"]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     layers: LayersSpec | None = None
     language: LanguageSpec | None = None
+    encoder: EncoderSpec | None = None
     image: ImageSpec | None = None
     classes: tuple[str, ...] = Field((), description="names of the classes, in the order of the logits")
     forms: dict[Format, Form]
@@ -233,3 +256,5 @@ def _named_files(manifest: Manifest) -> Iterator[str]:
         yield from (name for name in (form.embed, *form.layers, form.head, form.whole) if name)
     if manifest.language:
         yield from filter(None, (manifest.language.tokenizer, manifest.language.chat_template))
+    if manifest.encoder:
+        yield manifest.encoder.tokenizer

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from models.encoders import weights as encoder_weights
+from models.encoders.architectures import ARCHITECTURES as ENCODERS
 from models.errors import ArtifactError, FathomError
 from models.layered import LayeredModel
 from models.lm import weights
@@ -20,6 +22,7 @@ _TIMM = "timm"
 # Of each `model_type`: a directory and a precision (None: as stored) to a model.
 _LOADERS: Mapping[str, Callable[[Path, torch.dtype | None], LayeredModel]] = {
     **dict.fromkeys(ARCHITECTURES, weights.load),
+    **dict.fromkeys(ENCODERS, encoder_weights.load),
     **dict.fromkeys(CLASSIFIERS, vision_weights.load),
     "residual_mlp": residual_mlp.load,
     _TIMM: vision_weights.load,

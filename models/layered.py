@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.chain import Chain
 
-Kind: TypeAlias = Literal["causal-lm", "tensor"]
+Kind: TypeAlias = Literal["causal-lm", "encoder", "tensor"]
 Carry: TypeAlias = tuple[Tensor, ...]
 
 
@@ -18,6 +18,8 @@ class LayeredModel(nn.Module):
     """A network as embed -> layers -> head. What a layer returns first, the next visit takes first.
 
     A `tensor` model has `embed(*inputs) -> hidden`, `layer(hidden) -> hidden`, `head(hidden) -> outputs`.
+    An `encoder` has `embed(token_ids[, token_types]) -> hidden`, `layer(hidden, lengths) -> hidden`, and
+    `head(hidden, lengths)` of the whole text or `head(hidden)` of each token.
     A `causal-lm` model has the signatures of `models.lm.model`, with keys and values as explicit inputs and outputs.
     """
 

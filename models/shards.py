@@ -90,6 +90,17 @@ def load_into(
         setattr(module.get_submodule(owner), attribute, parameter)
 
 
+def read_json(path: Path, kind: type = dict) -> Any:
+    """The object (or list) of a JSON file. Raises ArtifactError."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read: {error}; copy the checkpoint again") from error
+    if not isinstance(found, kind):
+        raise ArtifactError(f"{path} holds no {kind.__name__}; copy the checkpoint again")
+    return found
+
+
 def refuse_differences(where: Path, missing: Iterable[str], unexpected: Iterable[str]) -> None:
     """Raise ArtifactError naming tensors that a checkpoint lacks, or has beyond what its config.json says."""
     missing, unexpected = sorted(missing), sorted(unexpected)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from models.errors import InputError, LengthError
+from service.api import encoded
 from service.api.body import JsonRoute
 from service.api.responses import PROBLEMS
 from service.api.schemas import Body, ChainChoice, SamplingParameters
@@ -20,6 +21,7 @@ from service.api.v2.generate import sampling
 from service.api.v2.infer import ran
 from service.api.v2.schemas import InferenceError, Ran
 from service.cola.memory import Memory
+from service.engine.encoder import EncoderEngine
 from service.engine.engine import Engine
 from service.engine.language import LanguageEngine
 from service.engine.tensor import TensorEngine
@@ -30,7 +32,7 @@ router = APIRouter(tags=["kserve v1"], route_class=JsonRoute)
 
 
 class InstancesRequest(ChainChoice):
-    """Texts or token-id lists for a language model; for others rows, or `{input: row}` each."""
+    """Texts or token-id lists for a model of texts; for others rows, or `{input: row}` each."""
 
     instances: list[Any] = Field(min_length=1)
     parameters: SamplingParameters = Field(default_factory=SamplingParameters)
@@ -69,6 +71,8 @@ async def predict(
     engine = await registry.get(model)
     if isinstance(engine, LanguageEngine):
         return await _texts(body, engine, memory)
+    if isinstance(engine, EncoderEngine):
+        return await _encoded(body, engine, memory)
     assert isinstance(engine, TensorEngine)
     return await _rows(body, engine, memory)
 
@@ -82,6 +86,20 @@ async def _texts(body: InstancesRequest, engine: LanguageEngine, memory: Memory)
     done = await engine.generate(prompts, chain, sampling(body.parameters))
     executed, full = sum(one.layers_executed for one in done), sum(one.layers_full for one in done)
     return _response(engine, [one.text for one in done], ran([one.chain for one in done], executed, full))
+
+
+async def _encoded(body: InstancesRequest, engine: EncoderEngine, memory: Memory) -> Response:
+    """An embedding each, or what /predict says of the text."""
+    if foreign := sorted(body.parameters.model_fields_set - {"top_k"}):
+        raise InputError(f"model {engine.manifest.name!r} writes no text; leave {foreign} out of the parameters")
+    for place, one in enumerate(body.instances):
+        encoded.check(one, f"instance {place}")
+    chain = await memory.resolve(body.chain_of(engine), engine, body.instances)
+    done = await engine.encode(body.instances, chain)
+    executed, full = sum(one.layers_executed for one in done), sum(one.layers_full for one in done)
+    told = encoded.output_of(engine, body.parameters.top_k)
+    predictions = [one.get("embedding", one) for one in map(told, done)]
+    return _response(engine, predictions, ran([one.chain for one in done], executed, full))
 
 
 async def _rows(body: InstancesRequest, engine: TensorEngine, memory: Memory) -> Response:

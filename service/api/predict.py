@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from models.errors import InputError, LengthError
-from service.api import sse
+from service.api import encoded, sse
 from service.api.direct import DirectRoute
 from service.api.responses import PROBLEMS, STREAM
 from service.api.schemas import (
@@ -22,6 +22,7 @@ from service.api.schemas import (
     Usage,
 )
 from service.cola.memory import Memory
+from service.engine.encoder import EncoderEngine
 from service.engine.engine import FULL, Engine
 from service.engine.language import Completion, Embedding, Judgement, LanguageEngine
 from service.engine.sampling import Choice, Sampling
@@ -52,6 +53,10 @@ async def predict(body: PredictRequest, request: Request) -> Response:
 
 async def answer(body: PredictRequest, engine: Engine) -> bytes:
     """The whole answer to a request, as JSON."""
+    if isinstance(engine, EncoderEngine):
+        return await encoded.answer(body, engine)
+    if said := sorted(body.parameters.model_fields_set & {"truncate", "prompt"}):
+        raise InputError(f"{said} are for encoders, and model {body.model!r} is none; leave them out")
     if isinstance(engine, TensorEngine):
         return await _run(body, engine)
     assert isinstance(engine, LanguageEngine)
@@ -61,8 +66,16 @@ async def answer(body: PredictRequest, engine: Engine) -> bytes:
 async def recall(body: PredictRequest, engine: Engine, memory: Memory) -> None:
     """Put the layers in the place of a depth, and remembered chains in the place of "memory"."""
     if body.chain != FULL or body.depth is not None:
-        inputs = _prompts(body) if isinstance(engine, LanguageEngine) else body.inputs
+        inputs = _inputs(body, engine)
         body.chain = await memory.resolve(body.chain_of(engine), engine, inputs)  # type: ignore[assignment]
+
+
+def _inputs(body: PredictRequest, engine: Engine) -> object:
+    """The inputs as the engine takes them."""
+    if isinstance(engine, EncoderEngine):
+        reading = encoded.reading_of(body.parameters)
+        return [engine.tokens(one, reading) for one in encoded.inputs_of(body)]
+    return _prompts(body) if isinstance(engine, LanguageEngine) else body.inputs
 
 
 async def _speak(body: PredictRequest, engine: LanguageEngine) -> PredictResponse:

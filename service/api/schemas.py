@@ -76,7 +76,7 @@ CACHED: Any = Field(
 )
 InputsField: TypeAlias = Annotated[
     list[Any] | dict[str, Any],
-    or_say("a list of texts, of token-id lists or of rows, or named tensors"),
+    or_say("a list of texts, of pairs of texts, of token-id lists or of rows, or named tensors"),
     WrapValidator(_array_or),
 ]
 TargetsField: TypeAlias = Annotated[list[str | list[int]], or_say("a list of texts or of token-id lists")]
@@ -117,7 +117,7 @@ class SamplingParameters(Body):
 
     max_new_tokens: int = Field(64, ge=1, le=1 << 20)
     temperature: Temperature = Field(0.0)
-    top_k: int = Field(0, ge=0, description="0 keeps every token")
+    top_k: int = Field(0, ge=0, description="0 keeps every token; of fillings of a mask: how many, 5 by default")
     top_p: float = Field(1.0, gt=0, le=1)
     seed: int = Field(0, ge=0, lt=1 << 64)
     stop: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list, max_length=16)
@@ -136,6 +136,10 @@ class Parameters(SamplingParameters):
         None, gt=0, allow_inf_nan=False, description="seconds the request may wait and run, from its arrival"
     )
     priority: PriorityField = 0
+    truncate: bool = Field(False, description="encoders: cut texts that are too long instead of refusing them")
+    prompt: str | None = Field(
+        None, description="encoders: the name of one of the model's prompts, which is put before each text"
+    )
 
 
 class PredictRequest(ChainChoice):
@@ -151,7 +155,7 @@ class PredictRequest(ChainChoice):
     )
     model: str = Field(description="name of a model; 'model@version' is as good as the next field")
     version: str | None = Field(None, description="a version or a label; without one the newest, or the split decides")
-    inputs: InputsField = Field(description="texts, token-id lists, rows, or named tensors")
+    inputs: InputsField = Field(description="texts, pairs of texts, token-id lists, rows, or named tensors")
     targets: TargetsField | None = Field(None, description="with mode score: one per input")
     parameters: Parameters = Field(default_factory=Parameters)
     stream: bool = False
@@ -185,13 +189,57 @@ class TextOutput(BaseModel):
     layers_full: int = Field(description="what the full chain would have executed")
 
 
-class EmbeddingOutput(BaseModel):
-    """What a language model holds of one input."""
+class Ran(BaseModel):
+    """What one input cost."""
 
-    embedding: list[float]
     chain: list[int]
     layers_executed: int
     layers_full: int
+    truncated: bool | None = Field(None, description="true where the text was cut, as was asked for")
+
+
+class EmbeddingOutput(Ran):
+    """The vector of one input: an encoder's embedding, or what a language model holds of it."""
+
+    embedding: list[float]
+
+
+class LabelOutput(Ran):
+    """What a classifier of texts says of one input."""
+
+    label: str
+    score: float
+    scores: dict[str, float]
+
+
+class LabelledToken(BaseModel):
+    """A token with its likeliest label, and the characters where it stands."""
+
+    text: str
+    label: str
+    score: float
+    start: int | None = None
+    end: int | None = None
+
+
+class TokensOutput(Ran):
+    """The tokens of one input, special ones left out."""
+
+    tokens: list[LabelledToken]
+
+
+class Filling(BaseModel):
+    """A token that may stand in the place of a mask."""
+
+    text: str
+    token_id: int
+    score: float
+
+
+class FillsOutput(Ran):
+    """The likeliest tokens in the place of each mask of one input."""
+
+    fills: list[list[Filling]]
 
 
 class RowOutput(BaseModel):
@@ -227,7 +275,14 @@ class PredictResponse(BaseModel):
     model: str
     version: str
     request_id: str
-    outputs: list[TextOutput] | list[EmbeddingOutput] | list[RowOutput]
+    outputs: (
+        list[TextOutput]
+        | list[EmbeddingOutput]
+        | list[LabelOutput]
+        | list[TokensOutput]
+        | list[FillsOutput]
+        | list[RowOutput]
+    )
     usage: Usage
     timing: TimingOut
     degraded: bool | None = DEGRADED

@@ -24,6 +24,10 @@ def open_fake(manifest: Manifest) -> Parts:
         head = partial(_head, manifest.language.vocab_size)
         return Parts(embed, tuple(partial(_language_layer, index) for index in layers), head)
     head = partial(_head, abs(manifest.outputs[0].shape[-1]))
+    if manifest.encoder:
+        pooled = partial(_pooled_head, abs(manifest.outputs[0].shape[-1]))
+        visits = tuple(partial(_encoder_layer, index) for index in layers)
+        return Parts(_encoder_embed, visits, pooled if manifest.encoder.is_pooled else head)
     return Parts(_tensor_embed, tuple(partial(_tensor_layer, index) for index in layers), head)
 
 
@@ -45,6 +49,26 @@ def _language_layer(
     seen = np.concatenate((past_key, key), axis=2)[:, 0, :, 0]  # [B, P + S]
     mixed = np.where(mask[:, 0], seen[:, None, :], 0.0).sum(axis=2)[:, :, None]  # [B, S, 1]
     return (hidden * (index + 2) + mixed + index).astype(np.float32) % np.float32(_PRIME), key, key
+
+
+def _encoder_embed(token_ids: Array, token_types: Array | None = None) -> Sequence[Array]:
+    types = np.zeros_like(token_ids) if token_types is None else token_types
+    places = np.arange(token_ids.shape[1])
+    return (((token_ids * 31 + types * 13 + places * 7 + 1) % _PRIME).astype(np.float32)[:, :, None],)  # [B, S, 1]
+
+
+def _encoder_layer(index: int, hidden: Array, lengths: Array) -> Sequence[Array]:
+    mixed = _seen(hidden, lengths).sum(axis=1, keepdims=True)
+    return ((hidden * (index + 2) + mixed + index).astype(np.float32) % np.float32(_PRIME),)
+
+
+def _seen(hidden: Array, lengths: Array) -> Array:
+    """Zeros in the place of padding."""
+    return np.where((np.arange(hidden.shape[1]) < lengths[:, None])[:, :, None], hidden, np.float32(0))
+
+
+def _pooled_head(width: int, hidden: Array, lengths: Array) -> Sequence[Array]:
+    return _head(width, _seen(hidden, lengths).sum(axis=1) % np.float32(_PRIME))
 
 
 def _tensor_embed(features: Array) -> Sequence[Array]:

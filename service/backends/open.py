@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 from models.artifact import Form, Format, Manifest
 from models.errors import BackendError
 from service.backends.arrays import Arrays, HostArrays
+from service.backends.encoders import EncoderBackend
 from service.backends.kv import PAGE_SIZE, page_bytes
 from service.backends.parts import LanguageBackend, Parts, TensorBackend
 from service.backends.protocol import Backend, Dtype
@@ -46,6 +47,8 @@ def open_backend(
     parts, arrays = _open_parts(manifest, directory, chosen, device, threads, dtype)
     if manifest.language:
         return LanguageBackend(parts, manifest.language, arrays, num_pages, page_size)
+    if manifest.encoder:
+        return EncoderBackend(parts, manifest.encoder, manifest.outputs, arrays)
     return TensorBackend(parts, manifest.inputs, manifest.outputs, arrays)
 
 

@@ -48,6 +48,8 @@ def measure(target: Target, mix: ChainMix, shape: Shape, settings: Settings, see
     """The limit for these requests, from the files of the model in the repository of `settings`."""
     directory = find_version(settings.folder, target.model, str(target.info["version"]))
     manifest = read_manifest(directory)
+    if manifest.encoder:
+        return Limit()
     if manifest.language is None:
         return _of_rows(manifest, directory, mix, target.samples(shape, seed), settings)
     if (weights := visited_bytes(manifest, mix, settings)) is None:

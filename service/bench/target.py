@@ -17,13 +17,15 @@ from service.bench.mix import ChainMix
 _CPU = re.compile(rb"^process_cpu_seconds_total (\S+)$", re.MULTILINE)
 _MEMORY = re.compile(rb"^process_resident_memory_bytes (\S+)$", re.MULTILINE)
 _DTYPES = {"BOOL": "?", "INT32": "i4", "INT64": "i8", "FP16": "f2", "FP32": "f4", "FP64": "f8"}
+# Token ids that every vocabulary has.
+_FIRST_TOKENS = 64
 # Different requests, so that nothing is answered from a cache that should be computed.
 _NUM_BODIES = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What each request holds: `rows` inputs; of a language model, `prompt_tokens` random ids each, or `prompts`."""
+    """What each request holds: `rows` inputs; of a model of texts, `prompt_tokens` random ids each, or `prompts`."""
 
     rows: int = 1
     prompt_tokens: int = 16
@@ -49,6 +51,10 @@ class Target:
     def is_language(self) -> bool:
         return bool(self.info["kind"] == "causal-lm")
 
+    @property
+    def is_encoder(self) -> bool:
+        return bool(self.info["kind"] == "encoder")
+
     def check(self, mix: ChainMix, shape: Shape) -> None:
         """Raise ChainError or InputError if the model cannot take such requests."""
         if self.num_layers:
@@ -57,7 +63,7 @@ class Target:
             raise InputError(f"model {self.model!r} is served whole and has no chains; leave them out")
         if shape.is_stream and (not self.is_language or shape.rows != 1):
             raise InputError("only one prompt to a language model can be streamed; leave --stream or --rows out")
-        if shape.prompts and not self.is_language:
+        if shape.prompts and not (self.is_language or self.is_encoder):
             raise InputError(f"model {self.model!r} takes no prompts; leave --prompts out")
 
     def calls(self, mix: ChainMix, shape: Shape, seed: int) -> Iterator[Call]:
@@ -76,6 +82,8 @@ class Target:
     def _inputs(self, shape: Shape, rng: np.random.Generator) -> Any:
         if shape.prompts:
             return [shape.prompts[int(one)] for one in rng.integers(0, len(shape.prompts), shape.rows)]
+        if self.is_encoder:
+            return [list(map(int, rng.integers(0, _FIRST_TOKENS, shape.prompt_tokens))) for _ in range(shape.rows)]
         if self.is_language:
             vocabulary = int(self.info["outputs"][0]["shape"][-1])
             return rng.integers(0, vocabulary, (shape.rows, shape.prompt_tokens)).tolist()

@@ -34,11 +34,13 @@ class Sampling(Terms, total=False):
 
 
 class Asking(Sampling, total=False):
-    """Of a prediction; a model of tensors takes version, chain and depth alone."""
+    """Of a prediction; a model of tensors takes version, chain and depth alone, an encoder truncate and prompt too."""
 
     mode: Literal["generate", "score", "embed"]
     targets: Sequence[str | Sequence[int]]
     logprobs: int
+    truncate: bool
+    prompt: str
 
 
 class Searching(Terms, total=False):

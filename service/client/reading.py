@@ -18,6 +18,7 @@ from service.client.results import (
 )
 
 Document = Mapping[str, Any]
+_SAID = {"label", "score", "scores", "tokens", "fills"}
 
 
 def prediction(document: Document) -> Prediction:
@@ -39,6 +40,7 @@ def prediction(document: Document) -> Prediction:
         layers_full=sum(one["layers_full"] for one in outputs),
         answers=tuple(_answer(one) for one in outputs if "text" in one),
         arrays=_arrays(outputs),
+        said=tuple({name: one[name] for name in _SAID if name in one} for one in outputs if _SAID & one.keys()),
         degraded=bool(document.get("degraded")),
         cached=document.get("cached") or 0,
     )

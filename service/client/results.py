@@ -60,7 +60,8 @@ class Prediction:
     """Answers of a language model, one per input, or arrays [B, ...] by name of any other, `embedding` among them.
 
     chains: the layers each input visited. degraded: a cheaper chain ran because too much waited. cached: inputs that
-    were answered from memory.
+    were answered from memory. said: what a classifier of texts, a labeller of tokens or a filler of masks says of each
+    input, as POST /predict writes it.
     """
 
     model: str
@@ -72,6 +73,7 @@ class Prediction:
     layers_full: int = 0
     answers: tuple[Answer, ...] = ()
     arrays: Mapping[str, Array] = field(default_factory=dict)
+    said: tuple[Mapping[str, Any], ...] = ()
     degraded: bool = False
     cached: int = 0
 

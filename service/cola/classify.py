@@ -10,6 +10,7 @@ from models.chain import Chain
 from models.errors import InputError
 from service.backends.protocol import Array
 from service.cola.evaluator import Answer, Evaluation
+from service.engine.encoder import EncoderEngine, TextInput
 from service.engine.language import LanguageEngine
 from service.engine.prefix import PrefixCache
 from service.engine.sampling import log_softmax
@@ -78,6 +79,44 @@ class ClassEvaluator(_Closed):
     async def _explore(self, chains: Sequence[Chain]) -> tuple[Sequence[Array], Sequence[int], int]:
         answer = await self._engine.explore(self._sample, chains)
         return [one[self._output.name] for one in answer.outputs], booked(answer.layer_evaluations, len(chains)), 1
+
+
+class LabelEvaluator(_Closed):
+    """One text on a classifier of texts; the answer is the label with the largest output.
+
+    Raises InputError for an encoder that does not choose one of several labels.
+    """
+
+    def __init__(self, engine: EncoderEngine, text: TextInput, max_bytes: int, wants_influence: bool = False) -> None:
+        encoder = engine.encoder
+        if encoder.task != "classify" or encoder.scores != "softmax" or len(encoder.labels) < 2:
+            raise InputError(
+                f"model {engine.manifest.name!r} does not choose one of several labels, so no chain of it is right or "
+                "wrong; search a classifier"
+            )
+        self._engine, self._tokens, self.names = engine, engine.tokens(text), encoder.labels
+        self._sample = engine.sample(self._tokens, PrefixCache(max_bytes), wants_influence)
+
+    @property
+    def influence(self) -> Sequence[float]:
+        return self._sample.influence
+
+    def target(self, label: object) -> Answer:
+        """A label, or its number, as an answer. Raises InputError if the model has no such label."""
+        names = list(self.names)
+        number = names.index(label) if isinstance(label, str) and label in names else label
+        if type(number) is not int or not 0 <= number < len(names):
+            raise InputError(f"target {label!r} is no label of this model; use one of {names!r:.200}, or its number")
+        return Answer(names[number], (number,))
+
+    async def answer(self, chain: Chain) -> Answer:
+        scores = await self._engine.outputs(self._tokens, chain)
+        return self._answer(scores, len(chain) * self._sample.num_tokens)
+
+    async def _explore(self, chains: Sequence[Chain]) -> tuple[Sequence[Array], Sequence[int], int]:
+        answer = await self._engine.explore(self._sample, chains)
+        scores = [next(iter(one.values())) for one in answer.outputs]
+        return scores, booked(answer.layer_evaluations, len(chains)), self._sample.num_tokens
 
 
 class ChoiceEvaluator(_Closed):

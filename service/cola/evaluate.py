@@ -9,8 +9,9 @@ import numpy as np
 from models.chain import Chain
 from models.errors import ChainError, InputError, LengthError
 from service.backends.protocol import Array
-from service.cola.classify import ChoiceEvaluator, ClassEvaluator, booked
+from service.cola.classify import ChoiceEvaluator, ClassEvaluator, LabelEvaluator, booked
 from service.cola.evaluator import Answer, Evaluation
+from service.engine.encoder import EncoderEngine
 from service.engine.engine import Engine
 from service.engine.language import LanguageEngine
 from service.engine.prefix import PrefixCache
@@ -105,7 +106,7 @@ def _says(logits: Array, tokens: tuple[int, ...]) -> bool:
     return bool(np.isfinite(logits).all() and (logits.argmax(axis=-1) == np.asarray(tokens)).all())
 
 
-AnyEvaluator: TypeAlias = LanguageEvaluator | ChoiceEvaluator | ClassEvaluator
+AnyEvaluator: TypeAlias = LanguageEvaluator | ChoiceEvaluator | ClassEvaluator | LabelEvaluator
 
 
 def evaluator_for(
@@ -128,7 +129,11 @@ def evaluator_for(
         if choices:
             return ChoiceEvaluator(engine, sample, choices, max_bytes, wants_influence)
         return LanguageEvaluator(engine, sample, max_new_tokens, max_bytes, wants_influence)
-    assert isinstance(engine, TensorEngine)
     if choices:
         raise InputError("'choices' are for language models; the classes of this model are its choices")
+    if isinstance(engine, EncoderEngine):
+        if not isinstance(sample, str | list):
+            raise InputError(f"the input is a {type(sample).__name__}; send a text, a pair of texts or token ids")
+        return LabelEvaluator(engine, sample, max_bytes, wants_influence)
+    assert isinstance(engine, TensorEngine)
     return ClassEvaluator(engine, sample, max_bytes, wants_influence)

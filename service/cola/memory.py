@@ -16,6 +16,7 @@ from models.chain import Chain
 from models.errors import ChainError, NotFoundError
 from service.backends.protocol import Array
 from service.cola.database import Database
+from service.engine.encoder import EncoderEngine
 from service.engine.engine import FULL, MEMORY, ChainValue, Engine
 from service.engine.language import LanguageEngine
 from service.engine.tensor import TensorEngine, read_inputs
@@ -141,6 +142,10 @@ def _input_hashes(engine: Engine, inputs: object) -> Iterable[str]:
     if isinstance(engine, LanguageEngine):
         assert isinstance(inputs, list)
         return [hash_json(engine.encode(prompt)) for prompt in inputs]
+    if isinstance(engine, EncoderEngine):
+        assert isinstance(inputs, list)
+        read = [engine.tokens(one) for one in inputs]
+        return [hash_json([tokens.ids, tokens.types]) for tokens in read]
     assert isinstance(engine, TensorEngine)
     arrays = read_inputs(inputs, engine.manifest.inputs)
     return [_hash_row(arrays, row) for row in range(len(next(iter(arrays.values()))))]

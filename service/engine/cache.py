@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from service.engine.work import Generated, GenerateWork, Score, ScoreWork, Tensors, TensorWork, Timing, Work
+from service.engine.work import EncodeWork, Generated, GenerateWork, Score, ScoreWork, Tensors, TensorWork, Timing, Work
 
 _Answer: TypeAlias = Tensors | Score | Generated
 _AT_ONCE = Timing(0.0, 0.0, is_cached=True)
@@ -60,6 +60,8 @@ def key_of(work: Work) -> bytes | None:
         said: tuple[object, ...] = work.chains
     elif isinstance(work, ScoreWork):
         said = (work.token_ids, work.num_targets, work.chain)
+    elif isinstance(work, EncodeWork):
+        said = (work.token_ids, work.token_types, work.chain)
     elif isinstance(work, GenerateWork):
         said = (work.prompt, work.chain, work.sampling)
     else:

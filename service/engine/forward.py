@@ -1,15 +1,18 @@
-"""One-pass work: tensor rows, and sequences scored or embedded. Many units of work, one batch."""
+"""One-pass work: tensor rows, sequences scored or embedded, and texts encoded. Many units of work, one batch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 import numpy as np
 
 from models.errors import ChainError
-from service.backends.protocol import Array
+from service.backends.protocol import Array, Ints
 from service.engine.executor import Batch, Executor, pad
 from service.engine.sampling import log_softmax
-from service.engine.work import Embedded, EmbedWork, Score, ScoreWork, Tensors, TensorWork
+from service.engine.work import Embedded, EmbedWork, EncodeWork, Score, ScoreWork, Tensors, TensorWork
+
+# Padding that costs less than a batch of its own.
+_FEW_TOKENS = 16
 
 
 def run_tensors(executor: Executor, works: Sequence[TensorWork]) -> list[Tensors]:
@@ -48,9 +51,55 @@ def run_embeds(executor: Executor, works: Sequence[EmbedWork]) -> list[Embedded 
     return [_embedded(work, stream[:length]) for work, stream, length in zip(works, streams, lengths, strict=True)]
 
 
+def run_encodes(executor: Executor, works: Sequence[EncodeWork]) -> list[Tensors | ChainError]:
+    """Read texts together, as far as their lengths are alike: padding has no part in any output, and costs the same."""
+    answers: list[Tensors | ChainError | None] = [None] * len(works)
+    for places in _alike([work.num_tokens for work in works]):
+        for place, answer in zip(places, _encode(executor, [works[place] for place in places]), strict=True):
+            answers[place] = answer
+    return answers  # type: ignore[return-value]
+
+
+def _alike(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Places whose lengths differ by no more than a factor of two, and few tokens, from the shortest on."""
+    group: list[int] = []
+    for place in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if group and lengths[place] > 2 * lengths[group[0]] + _FEW_TOKENS:
+            yield group
+            group = []
+        group.append(place)
+    yield group
+
+
+def _encode(executor: Executor, works: Sequence[EncodeWork]) -> list[Tensors | ChainError]:
+    token_ids, lengths = pad([work.token_ids for work in works])
+    inputs: dict[str, Array] = {"token_ids": token_ids, "lengths": lengths}
+    if works[0].token_types is not None:
+        inputs["token_types"], _ = pad([work.token_types or () for work in works])
+    wanted = None if works[0].places is None else _repeated([work.places or () for work in works])
+    chains = tuple(work.chain for work in works)
+    outputs = executor.run(Batch(inputs, chains, np.zeros_like(lengths), lengths, wanted))
+    return [_encoded(work, {name: array[row] for name, array in outputs.items()}) for row, work in enumerate(works)]
+
+
 def overflow(chain: object) -> ChainError:
     """The error of a chain along which the numbers left float32."""
     return ChainError(f"along chain {chain} the outputs are not finite; repeat fewer layers")
+
+
+def _repeated(places: Sequence[Sequence[int]]) -> Ints:
+    """Places [B, T]; rows with fewer repeat their last."""
+    longest = max(map(len, places))
+    return np.asarray([[*row, *[row[-1]] * (longest - len(row))] for row in places], dtype=np.int64)
+
+
+def _encoded(work: EncodeWork, outputs: dict[str, Array]) -> Tensors | ChainError:
+    if work.places is not None or work.is_per_token:
+        count = len(work.token_ids) if work.places is None else len(work.places)
+        outputs = {name: array[:count] for name, array in outputs.items()}
+    if not all(np.isfinite(array).all() for array in outputs.values()):
+        return overflow(work.chain)
+    return Tensors({name: array[None] for name, array in outputs.items()}, work.timing())
 
 
 def _embedded(work: EmbedWork, stream: Array) -> Embedded | ChainError:

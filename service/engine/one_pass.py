@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from models.errors import BackendError, FathomError
 from service.engine.executor import Executor
-from service.engine.forward import run_embeds, run_scores, run_tensors
-from service.engine.work import EmbedWork, ScoreWork, Tensors, TensorWork, Work
+from service.engine.forward import run_embeds, run_encodes, run_scores, run_tensors
+from service.engine.work import EmbedWork, EncodeWork, ScoreWork, Tensors, TensorWork, Work
 
 _log = logging.getLogger("fathom.engine")
 _W = TypeVar("_W", bound=Work)
@@ -28,6 +28,7 @@ class OnePass:
             (TensorWork, partial(self._run_tensors, executor)),
             (ScoreWork, partial(run_scores, executor)),
             (EmbedWork, partial(run_embeds, executor)),
+            (EncodeWork, partial(run_encodes, executor)),
         )
 
     def estimate_s(self, num_rows: int) -> float:

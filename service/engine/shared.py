@@ -24,8 +24,8 @@ _LENGTH_STEP = 8
 class SharedSample:
     """One input that many chains run on, and the carries their prefixes left.
 
-    inputs: arrays of one row. Language models also: length, the tokens that are no padding, and the tokens [T] whose
-    logits are wanted. Only the device thread touches `cache` while work on this sample is under way.
+    inputs: arrays of one row. Of texts also: length, the tokens that are no padding; and on language models the tokens
+    [T] whose logits are wanted. Only the device thread touches `cache` while work on this sample is under way.
     before: where a text is read in stages, the sample of the tokens before these; keep: there are tokens after them.
     wants_influence: fill `influence` with 1 - cos(in, out) of each visit of the first chain (arXiv 2403.03853).
     """
@@ -81,6 +81,16 @@ def text_sample(
     inputs = {"token_ids": _padded(token_ids[:-1], _LENGTH_STEP)}
     judged = tuple(range(length - num_targets, length))
     return SharedSample(inputs, cache, length, judged, wants_influence=wants_influence)
+
+
+def encoded_sample(
+    token_ids: Sequence[int], token_types: Sequence[int] | None, cache: PrefixCache, wants_influence: bool = False
+) -> SharedSample:
+    """A text on an encoder; all of it is read at once."""
+    inputs = {"token_ids": _padded(token_ids, _LENGTH_STEP), "lengths": np.asarray([len(token_ids)], np.int64)}
+    if token_types is not None:
+        inputs["token_types"] = _padded(token_types, _LENGTH_STEP)
+    return SharedSample(inputs, cache, len(token_ids), wants_influence=wants_influence)
 
 
 def text_stages(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from models.artifact import Manifest
+from models.artifact import EncoderSpec, Manifest
 from models.chain import Chain
 from models.errors import BackendError
 from service.backends.protocol import Array, Backend
@@ -48,7 +48,7 @@ def warm_up(manifest: Manifest, backend: Backend, limits: Limits) -> None:
 def _row_counts(manifest: Manifest, limits: Limits) -> Sequence[int]:
     fixed = {spec.shape[0] for spec in manifest.inputs} - {-1}
     most = limits.max_rows
-    if manifest.language:
+    if manifest.language or manifest.encoder:
         most = min(most, max(limits.max_tokens // _LENGTH, 1))
     return sorted(fixed) if fixed else sorted({1, most})
 
@@ -60,15 +60,25 @@ def _zeros(manifest: Manifest, rows: int) -> Batch:
         lengths = np.full(rows, length, np.int64)
         inputs: dict[str, Array] = {"token_ids": np.zeros((rows, length), np.int64)}
         return Batch(inputs, chains, np.zeros(rows, np.int64), lengths, lengths[:, None] - 1)
+    if manifest.encoder:
+        return _blank(manifest.encoder, rows, chains)
     shapes = {
         spec.name: (rows, *(_LENGTH if size == -1 else size for size in spec.shape[1:])) for spec in manifest.inputs
     }
     return Batch({spec.name: np.zeros(shapes[spec.name], DTYPES[spec.datatype]) for spec in manifest.inputs}, chains)
 
 
+def _blank(encoder: EncoderSpec, rows: int, chains: tuple[Chain, ...]) -> Batch:
+    """Texts of the first token of the vocabulary."""
+    length = min(_LENGTH, encoder.max_length)
+    lengths = np.full(rows, length, np.int64)
+    inputs: dict[str, Array] = dict.fromkeys(("token_ids", "token_types"), np.zeros((rows, length), np.int64))
+    return Batch({**inputs, "lengths": lengths}, chains, np.zeros(rows, np.int64), lengths)
+
+
 def _complain(manifest: Manifest, rows: int, error: Exception) -> None:
     told = f"model {manifest.name!r} fails on {rows} rows of zeros: {error}"
-    if manifest.language is None and any(-1 in spec.shape[1:] for spec in manifest.inputs):
+    if manifest.kind == "tensor" and any(-1 in spec.shape[1:] for spec in manifest.inputs):
         _log.info("no warm-up: %s", told)
         return
     raise BackendError(f"{told}; export it again, or set FATHOM_WARM_UP to false") from error

@@ -140,6 +140,24 @@ class EmbedWork(Work):
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
+class EncodeWork(Work):
+    """One text, or pair, to be read by an encoder; answered by Tensors of one row.
+
+    places: the tokens whose outputs are wanted, of a model with outputs for each; is_per_token: all of them.
+    """
+
+    token_ids: tuple[int, ...]
+    token_types: tuple[int, ...] | None
+    places: tuple[int, ...] | None
+    is_per_token: bool
+    chain: Chain
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
 class GenerateWork(Work):
     """One prompt to continue, with what has been generated so far."""
 

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.artifact import LanguageSpec, Manifest, Verify, read_manifest
+from models.encoders.tokenizer import EncoderTokenizer
 from models.errors import ArtifactError, BackendError
 from models.lm.tokenizer import Tokenizer
 from service.backends.open import item_bytes, num_pages_within, open_backend
 from service.backends.protocol import Backend
+from service.engine.encoder import EncoderEngine
 from service.engine.engine import Engine, EngineLimits
 from service.engine.language import LanguageEngine
 from service.engine.tensor import TensorEngine
@@ -30,6 +32,7 @@ class Opened:
     limits: EngineLimits
     tokenizer: Tokenizer | None
     chat: "ChatTemplate | None"
+    encoder_tokenizer: EncoderTokenizer | None = None
 
 
 def open_version(directory: Path, settings: Settings, verify: Verify | None = None) -> Opened:
@@ -40,6 +43,7 @@ def open_version(directory: Path, settings: Settings, verify: Verify | None = No
     limits, language = limits_of(manifest, settings), manifest.language
     tokenizer = Tokenizer(directory / language.tokenizer) if language else None
     chat = _chat(language, directory) if language else None
+    encoder_tokenizer = EncoderTokenizer(directory / manifest.encoder.tokenizer) if manifest.encoder else None
     size = settings.kv_page_tokens
     number = item_bytes(manifest, settings.backend, settings.dtype)
     pages = num_pages_within(manifest, settings.max_batch_rows, settings.kv_bytes, size, number)
@@ -52,13 +56,15 @@ def open_version(directory: Path, settings: Settings, verify: Verify | None = No
         except BackendError:
             backend.close()
             raise
-    return Opened(manifest, backend, limits, tokenizer, chat)
+    return Opened(manifest, backend, limits, tokenizer, chat, encoder_tokenizer)
 
 
 def engine_of(opened: Opened, metrics: Metrics) -> Engine:
     """The engine, its device thread started. To be called on the event loop."""
     manifest, backend, limits = opened.manifest, opened.backend, opened.limits
     bound = ModelMetrics(metrics, manifest.name, manifest.version)
+    if opened.encoder_tokenizer is not None:
+        return EncoderEngine(manifest, backend, limits, bound, opened.encoder_tokenizer)
     if opened.tokenizer is None:
         return TensorEngine(manifest, backend, limits, bound)
     return LanguageEngine(manifest, backend, limits, bound, opened.tokenizer, opened.chat)

@@ -7,6 +7,7 @@ import numpy as np
 from models.chain import Chain
 from service.cola.evaluator import Answer
 from service.cola.space import Space
+from service.engine.encoder import EncoderEngine
 from service.engine.engine import Engine
 from service.engine.language import LanguageEngine
 from service.engine.prefix import PrefixCache
@@ -49,6 +50,8 @@ async def log_probability(
 
 def sampling_cost(engine: Engine, sample: object, answer: Answer) -> tuple[int, int]:
     """Layer evaluations of drawing answers of this length: once for the prompt, then for each answer."""
+    if isinstance(engine, EncoderEngine):
+        return 0, engine.num_layers * len(engine.tokens(sample).ids)  # type: ignore[arg-type]
     if not isinstance(engine, LanguageEngine):
         return 0, engine.num_layers
     prompt = engine.encode(sample)  # type: ignore[arg-type]
@@ -60,5 +63,7 @@ def _shared(engine: Engine, sample: object, answer: Answer) -> SharedSample:
     if isinstance(engine, LanguageEngine):
         prompt = engine.encode(sample)  # type: ignore[arg-type]
         return text_sample(prompt + answer.token_ids, len(answer.token_ids), cache)
+    if isinstance(engine, EncoderEngine):
+        return engine.sample(engine.tokens(sample), cache)  # type: ignore[arg-type]
     assert isinstance(engine, TensorEngine)
     return SharedSample(read_inputs([sample], engine.manifest.inputs), cache)

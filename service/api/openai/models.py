@@ -1,11 +1,14 @@
 """GET /v1/models: the models that are ready, for clients of OpenAI's dialect and of KServe's first protocol alike."""
 
+from typing import TypeGuard
+
 from fastapi import APIRouter
 
 from models.errors import UnknownModelError
 from service.api.body import JsonRoute
 from service.api.openai.answers import Model, ModelList, Served
 from service.api.state import RegistryState
+from service.engine.encoder import EncoderEngine
 from service.engine.engine import Engine
 from service.engine.language import LanguageEngine
 from service.registry import Registry
@@ -15,10 +18,10 @@ router = APIRouter(prefix="/v1/models", route_class=JsonRoute)
 
 @router.get("")
 async def list_models(registry: RegistryState) -> ModelList:
-    """The language models that are ready, each in its latest version."""
+    """The language models and the encoders that embed that are ready, each in its latest version."""
     names = dict.fromkeys(name for (name, _), entry in registry.states().items() if entry.engine)
     ready = [await registry.get(name, takes_turn=False) for name in names]
-    languages = [_model(engine) for engine in ready if isinstance(engine, LanguageEngine)]
+    languages = [_model(engine) for engine in ready if isinstance(engine, LanguageEngine) or _embeds(engine)]
     return ModelList(data=languages, models=list(names))
 
 
@@ -34,6 +37,18 @@ async def language_engine(registry: Registry, name: str, version: str | None = N
     if not isinstance(engine, LanguageEngine):
         raise UnknownModelError(f"model {name!r} writes no text; POST /predict runs it, GET /v1/models lists others")
     return engine
+
+
+async def embedding_engine(registry: Registry, name: str, version: str | None = None) -> LanguageEngine | EncoderEngine:
+    """The engine of a model that embeds texts. Raises UnknownModelError, for other kinds too, or UnavailableError."""
+    engine = await registry.get(name, version)
+    if not (isinstance(engine, LanguageEngine) or _embeds(engine)):
+        raise UnknownModelError(f"model {name!r} embeds no text; POST /predict runs it, GET /v1/models lists others")
+    return engine
+
+
+def _embeds(engine: Engine) -> TypeGuard[EncoderEngine]:
+    return isinstance(engine, EncoderEngine) and engine.encoder.task == "embed"
 
 
 def _model(engine: Engine) -> Model:

@@ -187,3 +187,5 @@ class EmbeddingRequest(OpenAIBody, ChainChoice):
     input: PromptField
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1, description="not served but for the model's own")
+    truncate: bool | None = Field(None, description="encoders: cut texts that are too long instead of refusing them")
+    prompt: str | None = Field(None, description="encoders: the name of one of the model's prompts, put before a text")

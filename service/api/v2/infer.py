@@ -10,12 +10,13 @@ from starlette.responses import Response
 
 from models.chain import Chain
 from models.errors import InputError
-from service.api.v2 import tensors, texts
+from service.api.v2 import encoded, tensors, texts
 from service.api.v2.body import BINARY, DOCUMENT_BYTES, JSON, DirectTensorRoute, TensorRequest
 from service.api.v2.generate import sampling, tighten
 from service.api.v2.schemas import InferRequest, InferResponse, Ran
 from service.api.v2.tensors import Output
 from service.cola.memory import Memory
+from service.engine.encoder import EncoderEngine
 from service.engine.engine import Engine
 from service.engine.language import LanguageEngine
 from service.engine.tensor import TensorEngine
@@ -64,10 +65,21 @@ async def answer(
 ) -> Answer:
     """Run what a request asks for; `data` is that of each of its inputs."""
     tighten(body.parameters)
+    if isinstance(engine, EncoderEngine):
+        told = encoded.outputs_of(engine)
+        _check_outputs(body, [told.name])
+        if foreign := sorted(body.parameters.model_fields_set - _FOR_TENSORS - encoded.PARAMETERS):
+            raise InputError(f"model {engine.manifest.name!r} writes no text; leave {foreign} out of the parameters")
+        read = texts.read(body.inputs, data, settings.max_inputs)
+        output, done = await encoded.encode(body.parameters, read, body.inputs[0].shape, engine, memory)
+        executed, full = sum(one.layers_executed for one in done), sum(one.layers_full for one in done)
+        return Answer([output], ran([one.chain for one in done], executed, full))
     if isinstance(engine, LanguageEngine):
         prompts = texts.read(body.inputs, data, settings.max_inputs)
         _check_outputs(body, [texts.OUTPUT.name])
         return await _generate(body, engine, prompts, memory)
+    if foreign := sorted(body.parameters.model_fields_set & encoded.PARAMETERS):
+        raise InputError(f"model {engine.manifest.name!r} is no encoder; leave {foreign} out of the parameters")
     assert isinstance(engine, TensorEngine)
     arrays = tensors.read(body.inputs, data, engine.manifest.inputs)
     _check_outputs(body, [spec.name for spec in engine.manifest.outputs])

@@ -6,8 +6,9 @@ from starlette.responses import Response
 from models.artifact import TensorSpec
 from service.api import health
 from service.api.state import LifecycleState, RegistryState
-from service.api.v2 import texts
+from service.api.v2 import encoded, texts
 from service.api.v2.schemas import Live, ModelMetadata, ModelReady, Ready, ServerMetadata, TensorMetadata
+from service.engine.encoder import EncoderEngine
 from service.engine.engine import Engine
 from service.registry import Registry
 
@@ -76,6 +77,8 @@ def _tensors(engine: Engine) -> tuple[list[TensorMetadata], list[TensorMetadata]
     manifest = engine.manifest
     if manifest.language:
         return [texts.INPUT], [texts.OUTPUT]
+    if isinstance(engine, EncoderEngine):
+        return [texts.INPUT], [encoded.outputs_of(engine)]
     return [_tensor(spec) for spec in manifest.inputs], [_tensor(spec) for spec in manifest.outputs]
 
 

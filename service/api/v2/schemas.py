@@ -62,7 +62,7 @@ class ModelMetadata(BaseModel):
 
 
 class RideAlong(SamplingParameters, ChainChoice):
-    """What rides along with a request: chain or depth for any model with layers, the rest for language models."""
+    """What rides along with a request: chain or depth for any model with layers, the rest for those of texts."""
 
     timeout: int = Field(0, ge=0, lt=1 << 64, description="microseconds the request may wait and run; 0 sets no bound")
     priority: PriorityField = 0
@@ -76,6 +76,9 @@ class RideAlong(SamplingParameters, ChainChoice):
 
 class InferParameters(RideAlong):
     """Parameters of an inference."""
+
+    truncate: bool = Field(False, description="encoders: cut texts that are too long instead of refusing them")
+    prompt: str | None = Field(None, description="encoders: the name of one of the model's prompts, put before a text")
 
     binary_data_output: bool = Field(False, description="send outputs as binary data, unless one says otherwise")
 

@@ -15,9 +15,9 @@ OUTPUT = TensorMetadata(name="text_output", datatype="BYTES", shape=[-1])
 
 
 def read(inputs: Sequence[InferInput], data: Sequence[Piece], max_texts: int) -> list[str]:
-    """The texts of the one input of a language model. Raises InputError or LengthError naming element and limit."""
+    """The texts of the one input of a model of texts. Raises InputError or LengthError naming element and limit."""
     if [one.name for one in inputs] != [INPUT.name]:
-        raise InputError(f"inputs {[one.name for one in inputs]} came; a language model takes [{INPUT.name!r}]")
+        raise InputError(f"inputs {[one.name for one in inputs]} came; a model of texts takes [{INPUT.name!r}]")
     (sent,), (piece,) = inputs, data
     _check(sent, max_texts)
     texts = list(_from_bytes(piece) if isinstance(piece, memoryview) else _from_list(piece))
