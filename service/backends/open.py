@@ -12,13 +12,16 @@ from service.backends.kv import PAGE_SIZE, page_bytes
 from service.backends.parts import LanguageBackend, Parts, TensorBackend
 from service.backends.protocol import Backend
 
-BackendName: TypeAlias = Literal["auto", "onnx", "torchscript", "eager", "fake", "onnx-fp16", "onnx-int8", "onnx-int4"]
+BackendName: TypeAlias = Literal[
+    "auto", "onnx", "torchscript", "eager", "fake", "pt2", "onnx-fp16", "onnx-int8", "onnx-int4"
+]
 Device: TypeAlias = Literal["cpu", "cuda"]
 # In order of preference: the fastest runtime whose files are there; fewer bits only where there is nothing else.
 _FORMATS: dict[str, Format] = {
     "onnx": "onnx",
     "torchscript": "torchscript",
     "eager": "safetensors",
+    "pt2": "pt2",
     "onnx-fp16": "onnx-fp16",
     "onnx-int8": "onnx-int8",
     "onnx-int4": "onnx-int4",
@@ -128,10 +131,11 @@ def _open_torch(
     import torch
 
     from service.backends.eager import open_eager
+    from service.backends.pt2 import open_pt2
     from service.backends.torch_arrays import TorchArrays, torch_device
     from service.backends.torchscript import open_torchscript
 
     torch.set_num_threads(num_threads)
     opened = torch_device(device)
-    loader = open_eager if name == "eager" else open_torchscript
-    return loader(directory, form, opened), TorchArrays(opened)
+    loaders = {"eager": open_eager, "torchscript": open_torchscript, "pt2": open_pt2}
+    return loaders[name](directory, form, opened), TorchArrays(opened)
