@@ -71,7 +71,10 @@ def export_checkpoint(
         is_lossy = any(format in precision.BITS for format in formats)
         heldout = read_heldout(checkpoint, parts, language) if is_lossy else None
         bound = 1.0 if allow_loss else MAX_LOSS
-        forms, refused = _write_forms(parts, checkpoint, folder, formats, report, heldout, bound)
+        forms, refused = write_forms(parts, checkpoint, folder, formats, report, heldout, bound)
+        if not forms:
+            reasons = "; ".join(f"{format}: {reason}" for format, reason in refused.items())
+            raise ArtifactError(f"no format of {checkpoint} could be exported: {reasons}")
         manifest = Manifest(
             name=name,
             version=version,
@@ -108,15 +111,16 @@ def parse_formats(text: str) -> tuple[Format, ...]:
     return tuple(format for format in FORMATS if format in names)
 
 
-def _write_forms(
+def write_forms(
     parts: Parts,
     checkpoint: Path,
     folder: Path,
     formats: Sequence[Format],
     report: Report,
-    heldout: HeldOut | None,
-    max_loss: float,
+    heldout: HeldOut | None = None,
+    max_loss: float = 1.0,
 ) -> tuple[dict[Format, Form], dict[Format, str]]:
+    """The formats that could be written into `folder` and verified, and why the others could not."""
     forms: dict[Format, Form] = {}
     refused: dict[Format, str] = {}
     steps, total = count(1), sum(3 if format == "safetensors" else len(parts.layers) + 4 for format in formats)
@@ -132,9 +136,6 @@ def _write_forms(
             refused[format] = str(error)
             forms.pop(format, None)
             shutil.rmtree(folder / format)
-    if not forms:
-        reasons = "; ".join(f"{format}: {reason}" for format, reason in refused.items())
-        raise ArtifactError(f"no format of {checkpoint} could be exported: {reasons}")
     return forms, refused
 
 
