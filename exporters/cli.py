@@ -23,7 +23,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print directory, manifest 
 def export(
     model: Annotated[str, typer.Argument(help="Checkpoint directory, or the name of a shipped model.")],
     formats: Annotated[
-        str, typer.Option(help="What to write, separated by commas; also pt2, onnx-fp16, onnx-int8, onnx-int4.")
+        str, typer.Option(help="What to write, separated by commas; also pt2, aoti, onnx-fp16, onnx-int8, onnx-int4.")
     ] = "onnx,torchscript,safetensors",
     repository: Repository = Path("repository"),
     name: Annotated[str | None, typer.Option(help="Name to serve it under; else the directory's.")] = None,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, get_args
 
 import models
-from exporters import onnx, precision, pt2, safetensors, torchscript
+from exporters import aoti, onnx, precision, pt2, safetensors, torchscript
 from exporters.heldout import MAX_LOSS, HeldOut, read_heldout
 from exporters.parts import Parts, Runs, row_cost, visit_cost
 from exporters.publish import Exported, file_records, new_version
@@ -41,6 +41,7 @@ _SUFFIX: Mapping[Format, str] = {
     "onnx": onnx.SUFFIX,
     "torchscript": torchscript.SUFFIX,
     "pt2": pt2.SUFFIX,
+    "aoti": aoti.SUFFIX,
     **dict.fromkeys(precision.BITS, onnx.SUFFIX),
 }
 # Facts a model card states in a sentence or in its table.
@@ -147,6 +148,8 @@ def _write_form(format: Format, parts: Parts, checkpoint: Path, folder: Path) ->
         return torchscript.write(parts, folder)
     if format == "pt2":
         return pt2.write(parts, folder)
+    if format == "aoti":
+        return aoti.write(parts, folder)
     if format in precision.BITS:
         return precision.write(parts, folder.parent / "onnx", folder, format)
     return safetensors.write(checkpoint, folder)
@@ -189,6 +192,8 @@ def _load(format: Format, folder: Path, num_layers: int) -> Runs:
             return onnx.load(folder, num_layers)
         if format == "pt2":
             return pt2.load(folder, num_layers)
+        if format == "aoti":
+            return aoti.load(folder, num_layers)
         if format == "torchscript":
             return torchscript.load(folder, num_layers)
         return safetensors.load(folder)

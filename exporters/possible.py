@@ -1,4 +1,7 @@
-"""What a model can become, and why not: every format tried on its first layer, nothing kept."""
+"""What a model can become, and why not: every format tried on its first layer, nothing kept.
+
+But for machine code, which takes as long as an export of that one layer and needs what `pt2` needs.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,7 +40,7 @@ def try_formats(checkpoint: Path, report: Report = lambda what, done, total: Non
     model = load_checkpoint(checkpoint)
     num_layers = len(model.layers)
     model.layers = model.layers[:1]
-    formats = tuple(format for format in FORMATS if format != "safetensors")
+    formats = tuple(format for format in FORMATS if format not in ("safetensors", "aoti"))
     with TemporaryDirectory() as folder:
         forms, refused = write_forms(split(model), checkpoint, Path(folder), formats, report)
         written = {

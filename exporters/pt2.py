@@ -18,7 +18,7 @@ def write(parts: Parts, folder: Path) -> Iterator[str]:
     """Write every part and the whole into `folder`, yielding each file's name. Raises ArtifactError naming the part."""
     for part in parts:
         name = f"{part.name}{SUFFIX}"
-        with _quiet():
+        with quiet():
             torch.export.save(program(part), folder / name)
         yield name
 
@@ -44,7 +44,7 @@ def program(part: Part) -> ExportedProgram:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the exporter's remarks on its own insides from the user."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)

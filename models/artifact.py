@@ -16,7 +16,7 @@ from models.errors import ArtifactError, UnknownModelError
 MANIFEST = "manifest.json"
 
 Datatype: TypeAlias = Literal["BOOL", "INT32", "INT64", "FP16", "FP32", "FP64"]
-Format: TypeAlias = Literal["onnx", "torchscript", "safetensors", "pt2", "onnx-fp16", "onnx-int8", "onnx-int4"]
+Format: TypeAlias = Literal["onnx", "torchscript", "safetensors", "pt2", "aoti", "onnx-fp16", "onnx-int8", "onnx-int4"]
 Name: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 

@@ -13,7 +13,7 @@ from service.backends.parts import LanguageBackend, Parts, TensorBackend
 from service.backends.protocol import Backend
 
 BackendName: TypeAlias = Literal[
-    "auto", "onnx", "torchscript", "eager", "fake", "pt2", "onnx-fp16", "onnx-int8", "onnx-int4"
+    "auto", "onnx", "torchscript", "eager", "fake", "pt2", "aoti", "onnx-fp16", "onnx-int8", "onnx-int4"
 ]
 Device: TypeAlias = Literal["cpu", "cuda"]
 # In order of preference: the fastest runtime whose files are there; fewer bits only where there is nothing else.
@@ -22,6 +22,7 @@ _FORMATS: dict[str, Format] = {
     "torchscript": "torchscript",
     "eager": "safetensors",
     "pt2": "pt2",
+    "aoti": "aoti",
     "onnx-fp16": "onnx-fp16",
     "onnx-int8": "onnx-int8",
     "onnx-int4": "onnx-int4",
@@ -130,6 +131,7 @@ def _open_torch(
 ) -> tuple[Parts, Arrays]:
     import torch
 
+    from service.backends.aoti import open_aoti
     from service.backends.eager import open_eager
     from service.backends.pt2 import open_pt2
     from service.backends.torch_arrays import TorchArrays, torch_device
@@ -137,5 +139,5 @@ def _open_torch(
 
     torch.set_num_threads(num_threads)
     opened = torch_device(device)
-    loaders = {"eager": open_eager, "torchscript": open_torchscript, "pt2": open_pt2}
+    loaders = {"eager": open_eager, "torchscript": open_torchscript, "pt2": open_pt2, "aoti": open_aoti}
     return loaders[name](directory, form, opened), TorchArrays(opened)
