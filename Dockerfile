@@ -26,19 +26,19 @@ FROM source AS build-cpu
 ARG TORCH_BACKEND=cpu
 RUN --mount=type=secret,id=ca,target=/etc/ssl/certs/ca-certificates.crt \
     --mount=type=bind,from=wheels,target=/wheels \
-    uv pip install ${TORCH_BACKEND:+--torch-backend ${TORCH_BACKEND}} -c constraints-cpu.txt '.[cpu]'
+    uv pip install ${TORCH_BACKEND:+--torch-backend ${TORCH_BACKEND}} -c constraints-cpu.txt '.[cpu,grpc]'
 RUN fathom export arith --formats onnx --repository /repository && \
     fathom export digits --formats onnx --repository /repository
 
 FROM source AS build-gpu
 RUN --mount=type=secret,id=ca,target=/etc/ssl/certs/ca-certificates.crt \
     --mount=type=bind,from=wheels,target=/wheels \
-    uv pip install '.[gpu]'
+    uv pip install '.[gpu,grpc]'
 
 FROM source AS build-onnx
 RUN --mount=type=secret,id=ca,target=/etc/ssl/certs/ca-certificates.crt \
     --mount=type=bind,from=wheels,target=/wheels \
-    uv pip install '.[onnx]'
+    uv pip install '.[onnx,grpc]'
 
 FROM ${BASE} AS runtime
 # A volume mounted there takes over the folder's owner.

@@ -59,8 +59,8 @@ repository/%/1/manifest.json: $$(wildcard models/checkpoints/$$*/*) | $(VENV)/.s
 	$(BIN)/fathom export $* --repository repository --overwrite
 
 $(VENV)/.serve: EXTRAS := cpu
-$(VENV)/.dev: EXTRAS := cpu,grpc,train,study,ray,dev
-$(VENV)/.bench: EXTRAS := cpu,grpc,train,study,ray,bench,dev
+$(VENV)/.dev: EXTRAS := cpu,grpc,hub,remote,signed,train,study,ray,dev
+$(VENV)/.bench: EXTRAS := cpu,grpc,hub,remote,signed,train,study,ray,bench,dev
 $(VENV)/.serve $(VENV)/.dev $(VENV)/.bench: pyproject.toml constraints-cpu.txt | $(BIN)/python
 	$(BIN)/uv pip install --python $(BIN)/python $(PIP_ARGS) || $(BIN)/pip install $(PIP_ARGS)
 	touch $@

@@ -25,9 +25,9 @@ from exporters.export import export_checkpoint
 from models.lm.config import LMConfig
 from models.lm.model import LanguageModel
 from models.lm.weights import save
-from service.load.connection import Connection, written
-from service.load.exchange import Call
-from service.load.summary import summarise
+from service.bench.connection import Connection, written
+from service.bench.exchange import Call
+from service.bench.summary import summarise
 from training.arith import tokenizer
 
 CONFIG = LMConfig(1024, 768, 2048, 12, 12, 12, 128)

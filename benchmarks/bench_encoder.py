@@ -18,7 +18,7 @@ from report import report
 from serving import FATHOM, json_call, load, raw_ms, serving
 from torch import Tensor, nn
 
-from service.load.summary import summarise
+from service.bench.summary import summarise
 
 SERVERS = ("fathom", "naive", "litserve", "litserve-batch", "floor")
 CLIENTS = (8, 64)

@@ -22,9 +22,9 @@ import orjson
 from numpy.typing import NDArray
 from peers import dtype_of, session_of
 
-from service.load.connection import written
-from service.load.exchange import Call, Exchange, Wire
-from service.load.loop import closed_loop
+from service.bench.connection import written
+from service.bench.exchange import Call, Exchange, Wire
+from service.bench.loop import closed_loop
 
 FATHOM = Path(sysconfig.get_path("scripts")) / "fathom"
 _TICKS, _PAGE_MIB = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE") / 2**20

@@ -1,14 +1,18 @@
-"""Somebody's ONNX or TorchScript file to a whole-graph artifact. Knows nothing of layers or chains."""
+"""Somebody's model to an artifact, as it is: a graph as a whole, a checkpoint directory layer by layer."""
 
 import re
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
+from exporters.hub import download
 from exporters.publish import Exported, file_records, new_version
 from models.artifact import Datatype, Form, Format, Manifest, TensorSpec
 from models.errors import ArtifactError, InputError
+
+if TYPE_CHECKING:
+    from exporters.export import Report
 
 _FORMATS: Mapping[str, Format] = {".onnx": "onnx", ".pt": "torchscript", ".pth": "torchscript"}
 # The modules that read each format, imported when one is adopted: a runtime takes a second and more to load.
@@ -51,6 +55,35 @@ def adopt_file(
         )
         manifest.write(folder)
     return Exported(repository / name / version, manifest, {})
+
+
+def adopt_checkpoint(
+    source: str,
+    revision: str | None,
+    given: Sequence[str] | None,
+    repository: Path,
+    name: str,
+    version: str,
+    overwrite: bool,
+    report: "Report",
+) -> Exported:
+    """Publish a checkpoint directory, or a model of the hub at a revision, unchanged.
+
+    Raises ArtifactError for a checkpoint that is not computed exactly, InputError for what a directory does not take.
+    """
+    from exporters.export import export_checkpoint  # torch takes seconds to load
+
+    if given:
+        raise InputError(f"--input says {list(given)}, and a checkpoint's config.json says it all; leave --input out")
+    if Path(source).is_dir():
+        if revision:
+            raise InputError(f"{source} is a directory and has no revision {revision!r}; leave --revision out")
+        directory, origin = Path(source), {}
+    else:
+        report(f"download {source}", 0, 1)
+        directory = download(source, revision)
+        origin = {"checkpoint": source, "revision": directory.name}
+    return export_checkpoint(directory, repository, ("safetensors",), name, version, overwrite, report, origin)
 
 
 def parse_input(text: str) -> TensorSpec:

@@ -7,9 +7,10 @@ from pathlib import Path
 import onnx
 import onnxruntime as ort
 
-from exporters.probe import Array, completed, probe, refuse_strangers, spec
+from exporters.probe import REMEDY, completed, refuse_strangers
 from models.artifact import TensorSpec
 from models.errors import ArtifactError
+from models.probe import Array, probe, spec
 
 NAME = "whole.onnx"
 # Operators that a plain ONNX Runtime brings along.
@@ -108,7 +109,7 @@ def _outputs(session: ort.InferenceSession, inputs: tuple[TensorSpec, ...], rank
             outputs: list[Array] = session.run(None, dict(zip(names, arrays, strict=True)))
             return outputs
 
-        return probe(call, inputs, [entry.name for entry in entries])
+        return probe(call, inputs, [entry.name for entry in entries], REMEDY)
     named = zip(entries, shapes, strict=True)
     return tuple(spec(f"output {e.name!r}", e.name, _datatype(e), shape) for e, shape in named)
 

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exporters.probe import Array, completed, probe, refuse_strangers
+from exporters.probe import REMEDY, completed, refuse_strangers
 from exporters.torchscript import quiet
 from models.artifact import TensorSpec
 from models.errors import ArtifactError
+from models.probe import Array, probe
 
 NAME = "whole.pt"
 
@@ -30,7 +31,7 @@ def signature(file: Path, given: Mapping[str, TensorSpec]) -> tuple[tuple[Tensor
         with torch.inference_mode():
             return _arrays(module(*(torch.from_numpy(array) for array in arrays)))
 
-    return inputs, probe(call, inputs)
+    return inputs, probe(call, inputs, remedy=REMEDY)
 
 
 def copy(file: Path, folder: Path) -> str:

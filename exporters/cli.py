@@ -23,7 +23,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print directory, manifest 
 def export(
     model: Annotated[str, typer.Argument(help="Checkpoint directory, or the name of a shipped model.")],
     formats: Annotated[
-        str, typer.Option(help="What to write, separated by commas; also pt2, aoti, onnx-fp16, onnx-int8, onnx-int4.")
+        str,
+        typer.Option(
+            help="What to write, separated by commas; also onnx-fp16, onnx-int8, onnx-int4, onnx-scan, pt2, aoti."
+        ),
     ] = "onnx,torchscript,safetensors",
     repository: Repository = Path("repository"),
     name: Annotated[str | None, typer.Option(help="Name to serve it under; else the directory's.")] = None,
@@ -52,27 +55,37 @@ def export(
             model_version,
             overwrite,
             report,
-            allow_loss,
+            allow_loss=allow_loss,
         )
     _show(exported, as_json)
 
 
 def adopt(
-    file: Annotated[Path, typer.Argument(help="An .onnx file, or a TorchScript .pt file.")],
+    source: Annotated[
+        str,
+        typer.Argument(help="A Hugging Face directory, the id of a hub model, an .onnx or a TorchScript .pt file."),
+    ],
     name: Annotated[str, typer.Option(help="Name to serve it under.")],
     repository: Repository = Path("repository"),
     given: Annotated[
         list[str] | None, typer.Option("--input", help="What the file does not say, as NAME:DATATYPE:SHAPE.")
     ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
     model_version: ModelVersion = "1",
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Serve somebody's ONNX or TorchScript file as one whole graph."""
-    from exporters.adopt import adopt_file, parse_input
+    """Serve what somebody else trained: a checkpoint directory layer by layer, a graph as a whole."""
+    from exporters.adopt import adopt_checkpoint, adopt_file, parse_input
+    from exporters.hub import is_hub_id
 
-    specs = [parse_input(text) for text in given or ()]
-    _show(adopt_file(file, repository, name, model_version, specs, overwrite), as_json)
+    if Path(source).is_dir() or (is_hub_id(source) and not Path(source).exists()):
+        with _progress(f"import {source}") as report:
+            exported = adopt_checkpoint(source, revision, given, repository, name, model_version, overwrite, report)
+    else:
+        specs = [parse_input(text) for text in given or ()]
+        exported = adopt_file(Path(source), repository, name, model_version, specs, overwrite)
+    _show(exported, as_json)
 
 
 def _list(model: str, as_json: bool) -> None:
@@ -92,7 +105,7 @@ def _list(model: str, as_json: bool) -> None:
     typer.echo(f"{model}: {found.kind}, {depth}")
     typer.echo(f"  {'safetensors':<12} yes  the checkpoint itself")
     for format, tried in found.written.items():
-        size = f"{tried.layer_bytes / 1e6:.2f} MB{' a layer' if found.num_layers else ''}"
+        size = f"{tried.size_bytes / 1e6:.2f} MB{' a layer' if tried.is_layer else ''}"
         typer.echo(f"  {format:<12} yes  {size}, differs from eager torch by at most {tried.max_abs:.1e}")
     for format, reason in found.refused.items():
         typer.echo(f"  {format:<12} no   {reason}")

@@ -3,6 +3,7 @@
 Knows which formats there are and what the manifest says; knows neither how a format is written nor who reads it.
 """
 
+import hashlib
 import json
 import re
 import shutil
@@ -10,12 +11,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version as installed
 from itertools import count
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeAlias, get_args
 
 import models
-from exporters import aoti, onnx, precision, pt2, safetensors, torchscript
+from exporters import aoti, onnx, precision, pt2, safetensors, scan, torchscript
 from exporters.heldout import MAX_LOSS, HeldOut, read_heldout
 from exporters.parts import Parts, Runs, row_cost, visit_cost
+from exporters.passes.rewrite import OURS
 from exporters.publish import Exported, file_records, new_version
 from exporters.split import split
 from exporters.verify import TOLERANCE, verify
@@ -26,6 +29,7 @@ from models.layered import LayeredModel
 from models.lm.chat import TEMPLATE, ChatTemplate, find_template, special_tokens
 from models.lm.model import LanguageModel
 from models.lm.tokenizer import Tokenizer
+from models.shards import Shards
 from models.vision import pixels
 from models.vision.stages import Stages
 from models.vision.vit import VisionTransformer
@@ -37,6 +41,13 @@ TOKENIZER = "tokenizer.json"
 # What happened, which step of the export this was, how many there are.
 Report: TypeAlias = Callable[[str, int, int], None]
 
+_WRITERS: Mapping[Format, Callable[[Parts, Path], Iterator[str]]] = {
+    "onnx": onnx.write,
+    "torchscript": torchscript.write,
+    "pt2": pt2.write,
+    "aoti": aoti.write,
+    "onnx-scan": scan.write,
+}
 _SUFFIX: Mapping[Format, str] = {
     "onnx": onnx.SUFFIX,
     "torchscript": torchscript.SUFFIX,
@@ -56,9 +67,10 @@ def export_checkpoint(
     version: str = "1",
     overwrite: bool = False,
     report: Report = lambda what, done, total: None,
+    origin: Mapping[str, str] = MappingProxyType({}),
     allow_loss: bool = False,
 ) -> Exported:
-    """Export a checkpoint directory.
+    """Export a checkpoint directory; `origin` is what its provenance says beside what the directory tells.
 
     A format that cannot be written or differs from eager torch is left out and told in `refused`; so is one of fewer
     bits that loses too many answers on held-out samples, unless `allow_loss`. Raises ArtifactError
@@ -87,7 +99,7 @@ def export_checkpoint(
             **_classes(model, checkpoint),
             forms=forms,
             files=file_records(folder),
-            provenance={**_provenance(checkpoint, forms), **_whereabouts(model)},
+            provenance={**_provenance(checkpoint, forms), **_whereabouts(model), **origin},
         )
         manifest.write(folder)
     return Exported(repository / name / version, manifest, refused)
@@ -124,7 +136,8 @@ def write_forms(
     """The formats that could be written into `folder` and verified, and why the others could not."""
     forms: dict[Format, Form] = {}
     refused: dict[Format, str] = {}
-    steps, total = count(1), sum(3 if format == "safetensors" else len(parts.layers) + 4 for format in formats)
+    files = {"safetensors": 1 + len(safetensors.entry(checkpoint))}
+    steps, total = count(1), sum(1 + files.get(format, len(parts.layers) + 3) for format in formats)
     for format in formats:
         try:
             for file in _write_form(format, parts, checkpoint, folder / format):
@@ -142,25 +155,22 @@ def write_forms(
 
 def _write_form(format: Format, parts: Parts, checkpoint: Path, folder: Path) -> Iterator[str]:
     folder.mkdir()
-    if format == "onnx":
-        return onnx.write(parts, folder)
-    if format == "torchscript":
-        return torchscript.write(parts, folder)
-    if format == "pt2":
-        return pt2.write(parts, folder)
-    if format == "aoti":
-        return aoti.write(parts, folder)
     if format in precision.BITS:
         return precision.write(parts, folder.parent / "onnx", folder, format)
-    return safetensors.write(checkpoint, folder)
+    if format == "safetensors":
+        return safetensors.write(checkpoint, folder)
+    return _WRITERS[format](parts, folder)
 
 
 def _verified(format: Format, parts: Parts, folder: Path) -> Form:
     """The manifest's entry of a written format. Raises ArtifactError if it does not load or is not what torch gives."""
+    if format == "safetensors":  # the very files that `parts` were read from
+        safetensors.check(parts)
+        return Form(whole=f"{format}/{safetensors.entry(folder)[0]}", tolerance=0.0)
+    if format == "onnx-scan":
+        return _scanned(parts, folder)
     is_lossy, tolerance = format in precision.BITS, precision.TOLERANCES.get(format, TOLERANCE)
     measured = verify(_load(format, folder, len(parts.layers)), parts, tolerance, is_lossy)
-    if format == "safetensors":
-        return Form(whole=f"{format}/{safetensors.WEIGHTS}", tolerance=TOLERANCE, measured=measured)
     *files, whole = (f"{format}/{part.name}{_SUFFIX[format]}" for part in parts)
     embed, *layers, head = files or (None, None)
     return Form(
@@ -172,6 +182,14 @@ def _verified(format: Format, parts: Parts, folder: Path) -> Form:
         is_relative=is_lossy,
         measured=measured,
     )
+
+
+def _scanned(parts: Parts, folder: Path) -> Form:
+    try:
+        run = scan.load(folder)
+    except Exception as error:  # the runtime's errors share no class
+        raise ArtifactError(f"the written {scan.NAME} does not load: {error}") from error
+    return Form(whole=f"{folder.name}/{scan.NAME}", tolerance=TOLERANCE, measured=scan.verify(run, parts, TOLERANCE))
 
 
 def _weighed(form: Form, format: Format, folder: Path, heldout: HeldOut, max_loss: float) -> Form:
@@ -194,9 +212,7 @@ def _load(format: Format, folder: Path, num_layers: int) -> Runs:
             return pt2.load(folder, num_layers)
         if format == "aoti":
             return aoti.load(folder, num_layers)
-        if format == "torchscript":
-            return torchscript.load(folder, num_layers)
-        return safetensors.load(folder)
+        return torchscript.load(folder, num_layers)
     except FathomError:
         raise
     except Exception as error:  # runtimes share no error class
@@ -219,14 +235,14 @@ def _classes(model: LayeredModel, checkpoint: Path) -> dict[str, Any]:
     found = pixels.labels(raw)
     if found and len(found) != model.num_classes:
         raise ArtifactError(f"{checkpoint} names {len(found)} classes and its classifier has {model.num_classes}")
-    return {"image": pixels.image_spec(checkpoint, raw), "labels": found}
+    return {"image": pixels.image_spec(checkpoint, raw), "classes": found}
 
 
 def _language(model: LayeredModel, checkpoint: Path, folder: Path) -> LanguageSpec | None:
     """What a server needs of a language model; copies its tokenizer and chat template."""
     if not isinstance(model, LanguageModel):
         return None
-    Tokenizer(checkpoint / TOKENIZER)
+    _check_tokenizer(checkpoint, model.config.vocab_size)
     shutil.copyfile(checkpoint / TOKENIZER, folder / TOKENIZER)
     config, template = model.config, find_template(checkpoint)
     if template is not None:
@@ -242,6 +258,20 @@ def _language(model: LayeredModel, checkpoint: Path, folder: Path) -> LanguageSp
         chat_template=None if template is None else TEMPLATE,
         special_tokens=special_tokens(checkpoint),
     )
+
+
+def _check_tokenizer(checkpoint: Path, vocab_size: int) -> None:
+    """Raises ArtifactError if there is none, or if it is another model's. Models may have room for more tokens."""
+    if not (checkpoint / TOKENIZER).is_file():
+        raise ArtifactError(
+            f"{checkpoint} has no {TOKENIZER}; save it with transformers' fast tokenizer (save_pretrained writes it)"
+        )
+    last = Tokenizer(checkpoint / TOKENIZER).last_token_id
+    if last >= vocab_size:
+        raise ArtifactError(
+            f"{checkpoint / TOKENIZER} has a token {last} and config.json says vocab_size = {vocab_size}; "
+            "it is another model's tokenizer"
+        )
 
 
 def _whereabouts(model: LayeredModel) -> dict[str, str]:
@@ -269,9 +299,17 @@ def _provenance(checkpoint: Path, forms: Mapping[Format, Form]) -> dict[str, str
     text = card.read_text() if card.exists() else ""
     found = {fact: re.search(pattern, text) for fact, pattern in _CARD_FACTS.items()}
     libraries = ["torch", *(("onnx", "onnxscript") if "onnx" in forms else ())]
+    done = read_raw(checkpoint).get(OURS, {}).get("done", ())
     return {
         "checkpoint": checkpoint.resolve().name,
-        "weights_sha256": file_record(checkpoint / safetensors.WEIGHTS).sha256,
+        **({"passes": "; ".join(done)} if done else {}),
+        "weights_sha256": _weights_sha256(checkpoint),
         **{fact: match[1] for fact, match in found.items() if match},
         **{library: installed(library) for library in libraries},
     }
+
+
+def _weights_sha256(checkpoint: Path) -> str:
+    """Of the file of weights, or of the hashes of its shards."""
+    hashes = [file_record(checkpoint / file).sha256 for file in Shards(checkpoint).files]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()

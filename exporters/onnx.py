@@ -4,18 +4,20 @@ Knows nothing of chains or manifests. Layers have one shape, so that the first i
 graph with their own weights; the whole graph is the parts, joined.
 """
 
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnxruntime as ort
 import onnxscript.optimizer
 import torch
 from onnx import numpy_helper
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import Dim
 from torch.onnx.errors import OnnxExporterError
 
@@ -44,6 +46,14 @@ def write(parts: Parts, folder: Path) -> Iterator[str]:
     graphs.append(_finish(parts.head, head))
     yield _save(parts.head, graphs[-1], folder)
     yield _save(parts.whole, join(parts, graphs), folder)
+
+
+def convert(part: Part) -> onnx.ModelProto:
+    """One module as one graph, at the newest opset that has it. Raises ArtifactError naming the part."""
+    try:
+        return _finish(part, _convert(part, OPSETS[0]))
+    except OnnxExporterError:
+        return _finish(part, _convert_or_refuse(part, OPSETS[1]))
 
 
 def load(folder: Path, num_layers: int) -> Runs:
@@ -82,7 +92,11 @@ def _convert_or_refuse(part: Part, opset: int) -> onnx.ModelProto:
 
 
 def _convert(part: Part, opset: int) -> onnx.ModelProto:
-    axes = tuple({i: Dim.AUTO for i, dim in enumerate(port.dims) if isinstance(dim, str)} for port in part.inputs)
+    axes: tuple[Any, ...] = tuple(
+        {i: Dim.AUTO for i, dim in enumerate(port.dims) if isinstance(dim, str)} for port in part.inputs
+    )
+    if _takes_any_number(part.module):
+        axes = (axes,)
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             part.module,
@@ -100,6 +114,12 @@ def _convert(part: Part, opset: int) -> onnx.ModelProto:
     if graph.opset_import[0].version != opset:
         raise OnnxExporterError(f"{part.name} came out at opset {graph.opset_import[0].version}, not {opset}")
     return graph
+
+
+def _takes_any_number(module: nn.Module) -> bool:
+    """Whether a module's inputs are one `*inputs`."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    return any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
 
 
 def _with_weights(graph: onnx.ModelProto, first: Part, part: Part) -> onnx.ModelProto | None:

@@ -16,10 +16,11 @@ from models.checkpoint import load_checkpoint
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """One format that was written: its largest difference to eager torch, and bytes of a layer (whole: of all)."""
+    """One format that was written: its largest difference to eager torch, the size of its layer or graph."""
 
     max_abs: float
-    layer_bytes: int
+    size_bytes: int
+    is_layer: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ def try_formats(checkpoint: Path, report: Report = lambda what, done, total: Non
             format: Tried(
                 max((difference.max_abs for difference in form.measured), default=0.0),
                 sum((Path(folder) / name).stat().st_size for name in form.layers or (str(form.whole),)),
+                bool(form.layers),
             )
             for format, form in forms.items()
         }

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from pydantic import TypeAdapter, ValidationError
 
-from models.artifact import FileRecord, Format, Manifest, Name, file_record
+from models.artifact import MANIFEST, FileRecord, Format, Manifest, Name, file_record
 from models.errors import ArtifactError, InputError
 
 
@@ -46,6 +46,7 @@ def new_version(repository: Path, name: str, version: str, overwrite: bool) -> I
     try:
         hidden.mkdir(parents=True)
         yield hidden
+        _share(hidden, target.parent)
         _sync(hidden)
         _check_free(target, overwrite)
         target.parent.mkdir(exist_ok=True)
@@ -55,6 +56,36 @@ def new_version(repository: Path, name: str, version: str, overwrite: bool) -> I
         raise ArtifactError(f"{target} cannot be written: {error}; make room or name another --repository") from error
     finally:
         shutil.rmtree(hidden, ignore_errors=True)  # what was replaced, or what was not finished
+
+
+def _share(folder: Path, versions: Path) -> None:
+    """Let files that another version of the model has, too, be that version's: once on disk, and once where mapped."""
+    mine = _recorded(folder)
+    for other in versions.glob(f"[!.]*/{MANIFEST}"):
+        theirs = {record: name for name, record in _recorded(other.parent).items()}
+        for name, record in mine.items():
+            if record in theirs and record.size_bytes:
+                _link(other.parent / theirs[record], folder / name)
+
+
+def _recorded(folder: Path) -> Mapping[str, FileRecord]:
+    """The files of a version as its manifest lists them; none where it cannot be read."""
+    try:
+        return Manifest.model_validate_json((folder / MANIFEST).read_bytes()).files
+    except (OSError, ValidationError):
+        return {}
+
+
+def _link(theirs: Path, mine: Path) -> None:
+    """Put a hard link in the place of a file of the same content, if it really is the same and the disk lets us."""
+    if not theirs.is_file() or theirs.is_symlink() or file_record(theirs) != file_record(mine):
+        return
+    spare = mine.with_name(f".{mine.name}-{uuid4().hex}")
+    try:
+        os.link(theirs, spare)
+    except OSError:  # another file system, or one without links
+        return
+    spare.replace(mine)
 
 
 def _check_name(what: str, value: str) -> None:

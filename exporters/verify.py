@@ -112,13 +112,14 @@ def _compare(name: str, case: Case, got: Tensors, wanted: Tensors, tolerance: fl
     where = f"{name} at batch {case.batch}, length {case.length}"
     if shapes != wanted_shapes:
         raise ArtifactError(f"{where} gives {shapes} where eager torch gives {wanted_shapes}")
-    differences = [_largest(a.double() - b.double()) for a, b in zip(got, wanted, strict=True)]
+    differences = [largest(a.double() - b.double()) for a, b in zip(got, wanted, strict=True)]
     for i, (difference, reference) in enumerate(zip(differences, wanted, strict=True)):
-        bound = tolerance if is_absolute and i == 0 else tolerance * max(1.0, _largest(reference.double()))
+        bound = tolerance if is_absolute and i == 0 else tolerance * max(1.0, largest(reference.double()))
         if not difference <= bound:  # written so that NaN fails
             raise ArtifactError(f"{where} differs from eager torch by {difference:.3g}, more than {bound:.3g}")
     return differences[0]
 
 
-def _largest(tensor: Tensor) -> float:
+def largest(tensor: Tensor) -> float:
+    """The largest magnitude in a tensor, 0 for an empty one."""
     return float(tensor.abs().max()) if tensor.numel() else 0.0

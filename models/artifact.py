@@ -5,8 +5,8 @@ Knows files, hashes and shapes; knows no runtime, no torch and no HTTP. A model 
 """
 
 import hashlib
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -16,8 +16,12 @@ from models.errors import ArtifactError, UnknownModelError
 MANIFEST = "manifest.json"
 
 Datatype: TypeAlias = Literal["BOOL", "INT32", "INT64", "FP16", "FP32", "FP64"]
-Format: TypeAlias = Literal["onnx", "torchscript", "safetensors", "pt2", "aoti", "onnx-fp16", "onnx-int8", "onnx-int4"]
+Format: TypeAlias = Literal[
+    "onnx", "torchscript", "safetensors", "pt2", "aoti", "onnx-fp16", "onnx-int8", "onnx-int4", "onnx-scan"
+]
 Name: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+# Looks at the bytes of a version's manifest before they are believed; raises ArtifactError.
+Verify: TypeAlias = Callable[[Path, bytes], None]
 
 
 class Record(BaseModel):
@@ -115,7 +119,7 @@ class Manifest(Record):
     layers: LayersSpec | None = None
     language: LanguageSpec | None = None
     image: ImageSpec | None = None
-    labels: tuple[str, ...] = Field((), description="names of the classes, in the order of the logits")
+    classes: tuple[str, ...] = Field((), description="names of the classes, in the order of the logits")
     forms: dict[Format, Form]
     files: dict[str, FileRecord]
     provenance: dict[str, str] = Field(default_factory=dict)
@@ -136,30 +140,47 @@ class Manifest(Record):
         (directory / MANIFEST).write_text(self.model_dump_json(indent=2) + "\n")
 
 
-def read_manifest(directory: Path) -> Manifest:
-    """Read and check one version's folder, hashes included.
+def read_manifest(directory: Path, verify: Verify | None = None) -> Manifest:
+    """Read and check one version's folder, hashes included; `verify` sees the manifest's bytes first.
 
     Raises ArtifactError naming the file that is missing, of another size or of another content.
     """
     path = directory / MANIFEST
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        content = path.read_bytes()
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} does not exist; export the model again") from error
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
+    if verify:
+        verify(directory, content)
+    manifest = parse_manifest(content, path)
+    for name, record in manifest.files.items():
+        _check_file(directory, name, record)
+    return manifest
+
+
+def parse_manifest(content: bytes, path: Path | str) -> Manifest:
+    """The manifest in a file's content; `path` is for messages. Looks at no other file. Raises ArtifactError."""
+    try:
+        manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the document"
         raise ArtifactError(
             f"{path} is not a valid manifest: {place}: {first['msg']}; export the model again"
         ) from error
-    for name, record in manifest.files.items():
-        _check_file(directory, name, record)
     for name in _named_files(manifest):
         if name not in manifest.files:
             raise ArtifactError(f"{path} uses {name!r} without listing its hash; export the model again")
     return manifest
+
+
+def check_inside(name: str, path: Path | str) -> None:
+    """Raise ArtifactError if a manifest's file name leads out of the version's folder."""
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    if not parts or ".." in parts or parts[0] == "/" or ":" in parts[0]:
+        raise ArtifactError(f"{path} names {name!r}, which lies outside its folder")
 
 
 def file_record(path: Path) -> FileRecord:

@@ -36,6 +36,10 @@ class BackendError(FathomError):
     """A runtime that cannot do what was asked of it."""
 
 
+class ModelError(FathomError):
+    """A model's own code that raised, or gave something else than it said."""
+
+
 class OverloadError(FathomError):
     """A queue that is full; `retry_after_s` says when to come back, `unit` of what there was too much."""
 

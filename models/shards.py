@@ -20,38 +20,44 @@ _LISTED = 5
 class Shards:
     """Names, shapes and tensors of one checkpoint, whatever number of files they are spread over.
 
-    Raises ArtifactError for files that are missing, truncated or pickles, and for an index that lies.
+    One file is open at a time: who reads file by file (`file_of`) keeps nothing mapped that was converted. Raises
+    ArtifactError for files that are missing, truncated or pickles, and for an index that lies.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self.files = _files(directory)
-        self._opened = {file: self._open(file) for file in self.files}
-        self._file_of = {name: file for file, opened in self._opened.items() for name in list(opened.keys())}
+        self._opened: tuple[str, Any] = "", None
+        self._file_of = {name: file for file in self.files for name in list(self._open(file).keys())}
         self._check_index()
 
     @property
     def names(self) -> frozenset[str]:
         return frozenset(self._file_of)
 
+    def file_of(self, name: str) -> str:
+        """The file that holds a tensor."""
+        return self._file_of[name]
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, from its file's header alone."""
-        return tuple(self._of(name).get_slice(name).get_shape())
+        return tuple(self._open(self._file_of[name]).get_slice(name).get_shape())
 
     def read(self, name: str) -> Tensor:
         """A tensor, mapped from its file: no memory of its own until it is changed or converted."""
-        tensor: Tensor = self._of(name).get_tensor(name)
+        tensor: Tensor = self._open(self._file_of[name]).get_tensor(name)
         return tensor
 
-    def _of(self, name: str) -> Any:
-        return self._opened[self._file_of[name]]
-
     def _open(self, file: str) -> Any:
-        path = self._directory / file
-        try:
-            return safe_open(path, framework="pt")
-        except (OSError, SafetensorError) as error:
-            raise ArtifactError(f"{path} cannot be read as safetensors: {error}; copy the checkpoint again") from error
+        if self._opened[0] != file:
+            path = self._directory / file
+            try:
+                self._opened = file, safe_open(path, framework="pt")
+            except (OSError, SafetensorError) as error:
+                raise ArtifactError(
+                    f"{path} cannot be read as safetensors: {error}; copy the checkpoint again"
+                ) from error
+        return self._opened[1]
 
     def _check_index(self) -> None:
         listed = _weight_map(self._directory / INDEX) if (self._directory / INDEX).exists() else {}

@@ -18,6 +18,7 @@ from service.lifecycle import Lifecycle
 from service.logs import request_id
 from service.metrics import Metrics
 from service.problems import problem, problem_of, request_path
+from service.repository.slots import Holding
 
 _log = logging.getLogger("fathom.access")
 _ID_HEADER = b"x-request-id"
@@ -79,7 +80,8 @@ class AccessMiddleware:
             return
         token = set_terms(terms)
         try:
-            await self._app(scope, receive, send)
+            with Holding():
+                await self._app(scope, receive, send)
         finally:
             reset_terms(token)
 

@@ -1,7 +1,7 @@
 """The application: settings in, ASGI app out. No module-level app, nothing opened before the lifespan begins."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from importlib import metadata
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from service.access import AccessMiddleware
 from service.api import chains, cola, health, jobs, kserve, models, openai, predict, v2
 from service.api.direct import DirectMiddleware
 from service.api.responses import DescribedApp
+from service.bound import Bound
 from service.cola.database import Database
 from service.cola.jobs import JobLimits, Jobs
 from service.cola.memory import Memory
@@ -36,18 +37,28 @@ async def _start_rpc(app: FastAPI) -> "RpcServer | None":
     return rpc
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """An app that loads the repository's models in the background once it starts, and unloads them when it stops."""
+def create_app(settings: Settings, bound: Mapping[str, Bound] | None = None) -> FastAPI:
+    """An app that loads the repository's models in the background once it starts, and unloads them when it stops.
+
+    Models of this process, `bound` by name, serve from the start.
+    """
     process_metrics, lifecycle = Metrics(), Lifecycle()
     registry = Registry(settings, process_metrics)
-    database = Database(settings.memory, settings.repository)
+    database = Database(settings.memory, settings.folder)
     limits = JobLimits(settings.max_jobs_queued, settings.max_jobs_running, settings.max_jobs_kept)
     search_jobs = Jobs(database, limits, lifecycle, process_metrics)
+
+    async def load() -> None:
+        await registry.load_all()
+        lifecycle.is_loaded = True
+        await registry.follow()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         rpc = await _start_rpc(app)
-        starting = [asyncio.create_task(work) for work in (registry.load_all(), search_jobs.recover())]
+        for name, model in (bound or {}).items():
+            registry.add(name, model)
+        starting = [asyncio.create_task(work) for work in (load(), search_jobs.recover())]
         yield
         if rpc:
             await rpc.closed()

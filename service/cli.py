@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 _COMMANDS = "fathom.commands"
 
-Repository = Annotated[Path | None, typer.Option(help="Folder of models; FATHOM_REPOSITORY, else ./repository.")]
+Repository = Annotated[str | None, typer.Option(help="Folder or URL of models; FATHOM_REPOSITORY, else ./repository.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 ChainOption = Annotated[str, typer.Option(help="'full', or layers such as '0-3,5,5,7-11'.")]
 
@@ -151,7 +151,7 @@ def main() -> None:
 
 
 def _study(
-    repository: Path | None,
+    repository: str | None,
     model: str,
     dataset: Path,
     out: Path,

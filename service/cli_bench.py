@@ -11,7 +11,7 @@ import typer
 from models.errors import InputError
 
 if TYPE_CHECKING:
-    from service.load.run import Measurement, Plan, Report
+    from service.bench.run import Measurement, Plan, Report
 
 _T = TypeVar("_T", int, float)
 
@@ -35,15 +35,15 @@ def bench(
     stream: Annotated[bool, typer.Option("--stream", help="Stream, and time each token.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same requests at the same times.")] = 0,
     repository: Annotated[
-        Path | None, typer.Option(help="Folder of models; FATHOM_REPOSITORY, else ./repository.")
+        str | None, typer.Option(help="Folder or URL of models; FATHOM_REPOSITORY, else ./repository.")
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="File to write the numbers to.")] = None,
     plot: Annotated[Path | None, typer.Option(help="PNG file to draw into; needs the extra 'study'.")] = None,
 ) -> None:
     """Measure latency, throughput and CPU, with the physical limit beside every number."""
-    from service.load.mix import ChainMix
-    from service.load.run import Plan
-    from service.load.target import Shape
+    from service.bench.mix import ChainMix
+    from service.bench.run import Plan
+    from service.bench.target import Shape
 
     if arrivals not in ("poisson", "constant"):
         raise InputError(f"--arrivals is {arrivals!r}; write poisson or constant")
@@ -65,11 +65,11 @@ def bench(
     _show(_run(where, model, plan, repository), f"{model or where}", json_file, plot)
 
 
-def _run(where: str, model: str | None, plan: "Plan", repository: Path | None) -> "list[Measurement]":
+def _run(where: str, model: str | None, plan: "Plan", repository: str | None) -> "list[Measurement]":
     import uvloop
 
+    from service.bench.run import run
     from service.cli import progress_bar
-    from service.load.run import run
     from service.settings import read_settings
 
     with progress_bar() as progress:
@@ -86,14 +86,14 @@ def _run(where: str, model: str | None, plan: "Plan", repository: Path | None) -
 def _show(found: "list[Measurement]", title: str, json_file: Path | None, plot: Path | None) -> None:
     from rich.console import Console
 
-    from service.load.run import as_json
-    from service.load.table import table
+    from service.bench.run import as_json
+    from service.bench.table import table
 
     Console().print(table(found, title))
     if json_file is not None:
         json_file.write_text(json.dumps(as_json(found), indent=2) + "\n")
     if plot is not None:
-        from service.load.picture import draw
+        from service.bench.picture import draw
 
         draw(found, title, plot)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Export and import remembered chains.")
 
-Repository = Annotated[Path | None, typer.Option(help="Folder of models; FATHOM_REPOSITORY, else ./repository.")]
+Repository = Annotated[str | None, typer.Option(help="Folder or URL of models; FATHOM_REPOSITORY, else ./repository.")]
 Place = Annotated[
     str | None, typer.Option("--memory", help="SQLite file or SQLAlchemy URL; FATHOM_MEMORY, else in the repository.")
 ]
@@ -54,14 +54,14 @@ def import_chains(
 
 
 @asynccontextmanager
-async def open_memory(repository: Path | None, place: str | None = None) -> "AsyncIterator[Memory]":
+async def open_memory(repository: Path | str | None, place: str | None = None) -> "AsyncIterator[Memory]":
     """The memory that a server with these settings has; opened on first use."""
     from service.cola.database import Database
     from service.cola.memory import Memory
     from service.settings import read_settings
 
     settings = read_settings(repository=repository, memory=place)
-    database = Database(settings.memory, settings.repository)
+    database = Database(settings.memory, settings.folder)
     try:
         yield Memory(database)
     finally:

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Lifecycle:
-    """Draining: nothing new is accepted, what was accepted is finished."""
+    """Loaded: every model was tried. Draining: nothing new is accepted, what was accepted is finished."""
 
+    is_loaded: bool = False
     is_draining: bool = False
     # Called when draining begins, with the seconds there are for it, and again with 0 when it is cut short.
     closers: list[Callable[[float], object]] = field(default_factory=list)

@@ -8,8 +8,9 @@ from typing import Any
 import orjson
 from pydantic import BaseModel, ValidationError
 
-from models.artifact import list_versions, read_manifest
+from models.artifact import read_manifest
 from models.errors import FathomError, InputError
+from models.signature import verifier
 from service.api import cola, predict
 from service.api.schemas import PredictRequest
 from service.api.searches import SearchRequest
@@ -19,12 +20,13 @@ from service.cola.task import Progress
 from service.engine.engine import Engine
 from service.metrics import Metrics
 from service.registry import Registry
-from service.settings import read_settings
+from service.repository.source import open_source
+from service.settings import Settings, read_settings
 
 
-async def predict_locally(repository: Path | None, body: dict[str, Any]) -> dict[str, Any]:
+async def predict_locally(repository: Path | str | None, body: dict[str, Any]) -> dict[str, Any]:
     """The answer of POST /predict."""
-    request = _validate(PredictRequest, body)
+    request = validated(PredictRequest, body)
     async with _engine(repository, request.model) as engine, open_memory(repository) as memory:
         await predict.recall(request, engine, memory)
         answer: dict[str, Any] = orjson.loads(await predict.answer(request, engine))
@@ -32,10 +34,10 @@ async def predict_locally(repository: Path | None, body: dict[str, Any]) -> dict
 
 
 async def search_locally(
-    repository: Path | None, body: dict[str, Any], on_simulations: Callable[[int], None]
+    repository: Path | str | None, body: dict[str, Any], on_simulations: Callable[[int], None]
 ) -> dict[str, Any]:
     """The result of POST /cola/search for one sample; `on_simulations` hears how many are done."""
-    request = _validate(SearchRequest, body)
+    request = validated(SearchRequest, body)
 
     async def report(progress: Progress) -> None:
         on_simulations(progress.stats.simulations)
@@ -44,19 +46,25 @@ async def search_locally(
         return (await cola.run(request, engine, request.input, request.target, report)).model_dump()
 
 
-def list_locally(repository: Path | None) -> list[dict[str, Any]]:
+def list_locally(repository: Path | str | None) -> list[dict[str, Any]]:
     """Name, version, kind, number of layers, formats and state of every version in the repository."""
-    folder = read_settings(repository=repository).repository
+    settings = read_settings(repository=repository)
+    source = open_source(settings)
+    if isinstance(settings.repository, str):  # what a URL holds is known once it was looked at
+        source.refresh()
     found = []
-    for name, versions in list_versions(folder).items():
+    for name, versions in source.versions().items():
         for version in versions:
-            found.append({"name": name, "version": version, **_described(folder / name / version)})
+            found.append({"name": name, "version": version, **_described(settings.folder / name / version, settings)})
     return found
 
 
-def _described(directory: Path) -> dict[str, Any]:
+def _described(directory: Path, settings: Settings) -> dict[str, Any]:
+    verify = verifier(settings.repository_key) if settings.repository_key else None
+    if isinstance(settings.repository, str) and not directory.is_dir():
+        return {"kind": None, "num_layers": None, "formats": [], "state": "not copied here yet"}
     try:
-        manifest = read_manifest(directory)
+        manifest = read_manifest(directory, verify)
     except FathomError as error:
         return {"kind": None, "num_layers": None, "formats": [], "state": str(error)}
     return {
@@ -68,7 +76,7 @@ def _described(directory: Path) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def _engine(repository: Path | None, name: str) -> AsyncIterator[Engine]:
+async def _engine(repository: Path | str | None, name: str) -> AsyncIterator[Engine]:
     refuse_both_runtimes()
     registry = Registry(read_settings(repository=repository), Metrics())
     try:
@@ -77,7 +85,8 @@ async def _engine(repository: Path | None, name: str) -> AsyncIterator[Engine]:
         await registry.close()
 
 
-def _validate(model: type[Any], body: dict[str, Any]) -> Any:
+def validated(model: type[Any], body: dict[str, Any]) -> Any:
+    """A body as a route would have read it. Raises InputError naming the field."""
     try:
         checked: BaseModel = model.model_validate(body)
     except ValidationError as error:

@@ -89,17 +89,25 @@ class Metrics:
         self.pages_used = gauge("kv_pages_used", "Pages of keys and values held by sequences")
         self.pages_cached = gauge("kv_pages_cached", "Pages held by nobody, kept for what may begin alike")
         self.pages = gauge("kv_pages", "Pages there are")
-        self.load_seconds = gauge("model_load_seconds", "Time the last load took")
-        self.ready = gauge("model_ready", "1 when the model serves")
         self.search_simulations = counter("search_simulations", "Simulations of chain searches")
         self.search_chains = counter("search_distinct_chains", "Chains that searches tried")
         self.search_seconds = histogram("search_seconds", "Whole search of one sample", _SECONDS)
         self.searches = counter("searches", "Searches ended", (*_MODEL, "outcome"))
         self.memory_hits = counter("memory_hits", "Inputs that asked for their remembered chain and had one")
         self.memory_misses = counter("memory_misses", "Inputs that asked for their remembered chain and had none")
+        self._add_loads(counter, gauge)
         self.jobs = counter("jobs", "Jobs ended", ("outcome",))
         self.jobs_queued = Gauge("fathom_jobs_queued", "Jobs that wait", registry=registry)
         self.jobs_running = Gauge("fathom_jobs_running", "Jobs that run", registry=registry)
+
+    def _add_loads(self, counter: Callable[..., Counter], gauge: Callable[[str, str], Gauge]) -> None:
+        self.load_seconds = gauge("model_load_seconds", "Time the last load took")
+        self.ready = gauge("model_ready", "1 when the model serves")
+        self.load_failures = counter("model_load_failures", "Loads that failed; GET /models has the reason")
+        self.evictions = counter("model_evictions", "Times a model made room for another")
+        self.reloads = counter("repository_reloads", "Looks at the repository for changes", ("outcome",))
+        # Who sets the gauges, the last of them: for a while there are two of a version that is loaded anew.
+        self.watching: dict[tuple[str, str], list[ModelMetrics]] = {}
 
     def observe_request(self, route: str, outcome: str, seconds: float) -> None:
         """Count an answered request."""
@@ -136,6 +144,7 @@ class ModelMetrics:
         self._cancelled = metrics.cancelled.labels(*self.labels)
         self._expired = metrics.expired.labels(*self.labels)
         self._layers: dict[int, Counter] = {}
+        self._watched: list[tuple[Gauge, Callable[[], float]]] = []
 
     def count_layer_call(self, layer: int, rows: int, tokens: int) -> None:
         """One `Backend.layer`: `rows` samples made the visit together, with `tokens` real tokens among them."""
@@ -173,7 +182,7 @@ class ModelMetrics:
 
     def watch_degrade(self, step: Callable[[], int]) -> None:
         """Read the step of the ladder whenever it is scraped."""
-        self._metrics.degrade_step.labels(*self.labels).set_function(step)
+        self._watch(self._metrics.degrade_step, step)
 
     def observe_cache(self, num_rows: int, num_missing: int) -> None:
         """Count rows that were looked for in the response cache."""
@@ -182,7 +191,7 @@ class ModelMetrics:
 
     def watch_cache(self, num_bytes: Callable[[], int]) -> None:
         """Read the size of the response cache whenever it is scraped."""
-        self._metrics.cache_bytes.labels(*self.labels).set_function(num_bytes)
+        self._watch(self._metrics.cache_bytes, num_bytes)
 
     def observe_generation(self, num_prompt_tokens: int, answer: Generated) -> None:
         """Count an answered prompt."""
@@ -210,33 +219,34 @@ class ModelMetrics:
     def watch(self, watched: Watched, num_pages: int) -> None:
         """Read the gauges from a batcher whenever they are scraped."""
         metrics = self._metrics
-        metrics.queue_requests.labels(*self.labels).set_function(lambda: watched.num_waiting)
-        metrics.queue_rows.labels(*self.labels).set_function(lambda: watched.num_waiting_rows)
-        metrics.queue_tokens.labels(*self.labels).set_function(lambda: watched.num_waiting_tokens)
-        metrics.running.labels(*self.labels).set_function(lambda: watched.num_running)
-        metrics.pages_used.labels(*self.labels).set_function(lambda: watched.num_pages_used)
-        metrics.pages_cached.labels(*self.labels).set_function(lambda: watched.num_pages_cached)
-        metrics.pages.labels(*self.labels).set(num_pages)
+        metrics.watching.setdefault(self.labels, []).append(self)
+        self._watch(metrics.queue_requests, lambda: watched.num_waiting)
+        self._watch(metrics.queue_rows, lambda: watched.num_waiting_rows)
+        self._watch(metrics.queue_tokens, lambda: watched.num_waiting_tokens)
+        self._watch(metrics.running, lambda: watched.num_running)
+        self._watch(metrics.pages_used, lambda: watched.num_pages_used)
+        self._watch(metrics.pages_cached, lambda: watched.num_pages_cached)
+        self._watch(metrics.pages, lambda: num_pages)
         metrics.ready.labels(*self.labels).set(1)
+
+    def _watch(self, gauge: Gauge, value: Callable[[], float]) -> None:
+        self._watched.append((gauge, value))
+        gauge.labels(*self.labels).set_function(value)
 
     def observe_load(self, seconds: float) -> None:
         """Note how long loading took."""
         self._metrics.load_seconds.labels(*self.labels).set(seconds)
 
     def close(self) -> None:
-        """Stop watching an unloaded model."""
-        metrics = self._metrics
-        for gauge in (
-            metrics.queue_requests,
-            metrics.queue_rows,
-            metrics.queue_tokens,
-            metrics.running,
-            metrics.pages_used,
-            metrics.pages_cached,
-            metrics.pages,
-            metrics.load_seconds,
-            metrics.degrade_step,
-            metrics.cache_bytes,
-        ):
+        """Stop watching an unloaded model, and watch again the one that it was to replace, if that still serves."""
+        metrics, others = self._metrics, self._metrics.watching.get(self.labels, [])
+        if self not in others:
+            return
+        others.remove(self)
+        if others:
+            for gauge, value in others[-1]._watched:
+                gauge.labels(*self.labels).set_function(value)
+            return
+        for gauge in (*(gauge for gauge, _ in self._watched), metrics.load_seconds):
             gauge.remove(*self.labels)
         metrics.ready.labels(*self.labels).set(0)

@@ -26,6 +26,7 @@ from models.errors import (
     FathomError,
     InputError,
     LengthError,
+    ModelError,
     NotFoundError,
     OverloadError,
     UnavailableError,
@@ -58,6 +59,7 @@ _TABLE: Sequence[tuple[type[FathomError], int, str]] = (
     (UnavailableError, 503, "Not serving right now"),
     (ArtifactError, 409, "The artifact cannot be loaded"),
     (VerifierError, 502, "The verifier failed"),
+    (ModelError, 500, "The model failed"),
     (BackendError, 500, "The runtime failed"),
 )
 
@@ -83,7 +85,7 @@ def facts_of(error: Exception) -> tuple[int, str, str]:
     """Status, title and detail of an error; what is not ours says nothing but the request id."""
     for kind, status, title in _TABLE:
         if isinstance(error, kind):
-            return status, title, str(error) if status != 500 else _IN_THE_LOG
+            return status, title, _IN_THE_LOG if kind is BackendError else str(error)
     return 500, "Unforeseen error", _IN_THE_LOG
 
 

@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 
@@ -20,6 +20,7 @@ from models.errors import FathomError
 from service.api.rpc.optional import check_installed
 from service.app import create_app
 from service.backends.open import refuse_both_runtimes
+from service.bound import Bound
 from service.lifecycle import Lifecycle
 from service.logs import configure_logs
 from service.settings import Settings
@@ -86,21 +87,27 @@ class Server(uvicorn.Server):
             await self.lifespan.shutdown()
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: Settings, bound: Mapping[str, Bound] | None = None) -> None:
     """Serve until SIGTERM or SIGINT. Raises AddressError or BackendError before anything is loaded."""
+    listener = prepare(settings)
+    configure_logs(with_access=settings.access_log)
+    app = create_app(settings, bound)
+    # What start-up made lives as long as the process; a collection that walks it would hold up every request.
+    gc.collect()
+    gc.freeze()
+    _log.info("listening", extra={"fields": {"address": "{}:{}".format(*listener.getsockname()[:2])}})
+    server_of(app, settings).run(sockets=[listener])
+
+
+def prepare(settings: Settings) -> socket.socket:
+    """What listens for a server that can start. Raises AddressError or BackendError."""
     refuse_both_runtimes()
     listener = listen(settings.host, settings.port)
     if settings.grpc_port is not None:
         check_installed()
         # For the message: gRPC binds it once the app starts.
         listen(settings.host, settings.grpc_port, "--grpc-port").close()
-    configure_logs(with_access=settings.access_log)
-    app = create_app(settings)
-    # What start-up made lives as long as the process; a collection that walks it would hold up every request.
-    gc.collect()
-    gc.freeze()
-    _log.info("listening", extra={"fields": {"address": "{}:{}".format(*listener.getsockname()[:2])}})
-    _server(app, settings).run(sockets=[listener])
+    return listener
 
 
 def listen(host: str, port: int, option: str = "--port") -> socket.socket:
@@ -123,7 +130,8 @@ def listen(host: str, port: int, option: str = "--port") -> socket.socket:
     return listener
 
 
-def _server(app: FastAPI, settings: Settings) -> Server:
+def server_of(app: FastAPI, settings: Settings) -> Server:
+    """What serves an app on the sockets it is given."""
     config = uvicorn.Config(
         app,
         log_config=None,

@@ -1,5 +1,6 @@
 """Settings of a server: the only place that reads the environment (`FATHOM_*`), once."""
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models.errors import FathomError
 from service.backends.open import BackendName, Device
+from service.backends.protocol import Dtype
 
 PREFIX = "FATHOM_"
 
@@ -26,12 +28,32 @@ def _parsed(value: object) -> object:
         raise ValueError(f"no valid JSON at character {error.pos}: {error.msg}") from error
 
 
+def _place(value: object) -> object:
+    """A URL stays text; "s3://bucket" is no path. file:///models is the folder /models."""
+    if not isinstance(value, str) or "://" not in value:
+        return Path(value) if isinstance(value, str) else value
+    return Path(value.removeprefix("file://")) if value.startswith("file://") else value.rstrip("/")
+
+
 class Settings(BaseSettings):
     """Defaults start a working CPU server. Sizes in bytes, times in seconds, lengths in visits, rows or tokens."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
-    repository: Path = Field(Path("repository"), description="folder of <model>/<version>/manifest.json")
+    repository: Annotated[Path | str, BeforeValidator(_place)] = Field(
+        Path("repository"),
+        description="folder of <model>/<version>/manifest.json, or URL of one such as s3://bucket/models",
+    )
+    cache: Path | None = Field(
+        None, description="where a repository with a URL is copied to; none is fathom in the user's cache directory"
+    )
+    repository_key: Path | None = Field(
+        None, description="Ed25519 public key in PEM; with one, versions that it did not sign are refused"
+    )
+    reload_s: float = Field(0.0, ge=0, le=86400, description="how often to look for changes of the repository; 0 never")
+    models_bytes: int = Field(
+        0, ge=0, description="files of models that are loaded at once, the others on first use; 0 is no bound"
+    )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     grpc_port: int | None = Field(None, ge=0, le=65535, description="port for gRPC; without one there is no gRPC")
@@ -39,6 +61,9 @@ class Settings(BaseSettings):
         "auto", description="runtime; auto takes onnx, torchscript, eager, pt2, aoti, or fewer bits"
     )
     device: Device = Field("cpu", description="where models run")
+    dtype: Dtype = Field(
+        "auto", description="precision of the eager backend; auto is float32 on a CPU, as stored on a GPU"
+    )
     num_threads: int = Field(
         0, ge=0, le=1024, description="threads of one layer call; 0 is all cores for large layers, one for small"
     )
@@ -78,6 +103,14 @@ class Settings(BaseSettings):
     max_jobs_kept: int = Field(256, ge=0, description="search jobs kept after their end")
     access_log: bool = Field(True, description="one log line for each request")
     drain_s: float = Field(30.0, ge=0, description="how long accepted requests may take after SIGTERM")
+
+    @property
+    def folder(self) -> Path:
+        """The repository on this machine: itself, or the copy of one with a URL."""
+        if isinstance(self.repository, Path):
+            return self.repository
+        cache = self.cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fathom"
+        return cache / hashlib.sha256(self.repository.encode()).hexdigest()[:16]
 
 
 def read_settings(environment: Mapping[str, str] | None = None, **overrides: object) -> Settings:

@@ -19,11 +19,17 @@ FORBIDDEN = {
     "models": ("exporters", "service", "training", *WEB),
     "exporters": ("service", "training", *WEB),
     "training": ("service", "exporters", *WEB),
-    "service": ("exporters", "training"),
+    "service": ("exporters", "training", "fathom"),
+    "fathom": ("models", "exporters", "training"),
     "service.backends": ("service.api", "service.engine", "service.cola", *WEB),
     "service.engine": ("service.api", "service.cola", *WEB),
     "service.cola": ("service.api", *WEB),
     "service.api": ("service.backends",),
+    "service.client": (
+        *(f"service.{name}" for name in ("api", "backends", "cola", "engine", "registry", "settings")),
+        *WEB,
+        "pydantic",
+    ),
 }
 # Policy is tested without any runtime: beside the standard library these import only each other.
 PURE = (
@@ -70,7 +76,7 @@ def violations(module: str, source: str) -> list[str]:
 
 
 def sources() -> Iterator[tuple[str, str]]:
-    for package in ("models", "exporters", "training", "service"):
+    for package in ("fathom", "models", "exporters", "training", "service"):
         for path in sorted((ROOT / package).rglob("*.py")):
             yield ".".join(path.relative_to(ROOT).with_suffix("").parts), path.read_text()
 
@@ -96,6 +102,7 @@ def test_arrows_between_packages_hold() -> None:
         ),
         ("service.engine.plan", "import numpy"),
         ("service.cola.mcts", "from service.cola import search"),
+        ("service.client.calls", "from service.api import schemas"),
     ],
 )
 def test_planted_violation_is_found(module: str, source: str) -> None:
@@ -106,3 +113,25 @@ def test_server_starts_without_what_no_request_has_asked_for() -> None:
     code = f"import sys, service.server, service.cli, exporters.cli; print(*{set(LATE)} & sys.modules.keys())"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert loaded.split() == []
+
+
+def test_client_loads_nothing_of_the_server() -> None:
+    code = (
+        "import sys, fathom, service; "
+        "assert not [name for name in sys.modules if name.startswith(('service.', 'numpy', 'httpx'))]; "
+        "fathom.Client; fathom.AsyncClient; "
+        f"print(*{{*{RUNTIMES + WEB!r}, 'pydantic', 'service.engine', 'service.api'}} & sys.modules.keys())"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert loaded.split() == []
+
+
+def test_every_name_offered_is_there() -> None:
+    import fathom
+    import service
+
+    assert all(getattr(fathom, name) for name in dir(fathom))
+    assert {"AsyncClient", "Client", "bind", "load", "serve"} <= set(dir(fathom))
+    for module in (fathom, service):
+        with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+            getattr(module, "nothing")  # noqa: B009

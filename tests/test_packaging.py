@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-PACKAGES = ("models", "exporters", "service", "training")
+PACKAGES = ("fathom", "models", "exporters", "service", "training")
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,10 @@ def test_wheel_carries_every_module_and_checkpoint(wheel: zipfile.ZipFile) -> No
     shipped = {path.relative_to(ROOT) for path in (ROOT / "models/checkpoints").rglob("*") if path.is_file()}
     assert {path.parts[2] for path in shipped} >= {"arith", "digits"}
     assert modules | {path.as_posix() for path in shipped} <= set(wheel.namelist())
+
+
+def test_wheel_says_that_it_is_typed(wheel: zipfile.ZipFile) -> None:
+    assert {"fathom/py.typed", "models/py.typed", "service/py.typed"} <= set(wheel.namelist())
 
 
 def test_shipped_weights_stay_small(wheel: zipfile.ZipFile) -> None:

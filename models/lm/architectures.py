@@ -61,6 +61,7 @@ def read_config(raw: Raw, model_type: str) -> LMConfig:
         eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
         pad_token_id=raw.get("pad_token_id"),
         **fields,
+        **_ours(raw.get("fathom", {})),
     )
     _check_heads(config)
     return config
@@ -78,6 +79,12 @@ def _refuse(raw: Raw) -> None:
             raise ArtifactError(f"config.json says {name} = {raw[name]!r}, which is not supported; leave it out")
     if raw.get("pretraining_tp", 1) not in (None, 1):
         raise ArtifactError(f"config.json says pretraining_tp = {raw['pretraining_tp']!r}; only 1 is supported")
+
+
+def _ours(said: Raw) -> Fields:
+    """What only our own passes write into a config.json."""
+    without = {name: tuple(said.get(name, ())) for name in ("without_attention", "without_mlp")}
+    return {**without, "kept_weights": said.get("kept_weights")}
 
 
 def _check_heads(config: LMConfig) -> None:

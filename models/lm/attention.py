@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.lm.config import LMConfig
+from models.lm.linear import make_linear
 from models.lm.norm import make_norm
 
 
@@ -26,10 +27,10 @@ class Attention(nn.Module):
         self.norms_each_head = config.qk_norm == "head"
         width, size = config.hidden_size, config.num_attention_heads * config.head_size
         kv_size = config.num_key_value_heads * config.head_size
-        self.q_proj = nn.Linear(width, size, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(width, kv_size, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(width, kv_size, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(size, width, bias=config.output_bias)
+        self.q_proj = make_linear(config, width, size, config.qkv_bias)
+        self.k_proj = make_linear(config, width, kv_size, config.qkv_bias)
+        self.v_proj = make_linear(config, width, kv_size, config.qkv_bias)
+        self.o_proj = make_linear(config, size, width, config.output_bias)
         self.q_norm = self._norm(config, size)
         self.k_norm = self._norm(config, kv_size)
 
@@ -81,6 +82,21 @@ class Attention(nn.Module):
         if config.qk_norm is None:
             return nn.Identity()
         return make_norm(config, config.head_size if config.qk_norm == "head" else size)
+
+
+class NoAttention(nn.Module):
+    """What is left of a layer's attention when it was dropped: it adds nothing; nobody reads its keys and values."""
+
+    def __init__(self, config: LMConfig) -> None:
+        super().__init__()
+        self.num_heads, self.head_size = config.num_key_value_heads, config.head_size
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, past_key: Tensor, past_value: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Shapes as in `Layer.forward`."""
+        nothing = x.new_zeros(x.shape[0], self.num_heads, x.shape[1], self.head_size)
+        return torch.zeros_like(x), nothing, torch.zeros_like(nothing)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from models.lm.attention import Attention
+from models.lm.attention import Attention, NoAttention
 from models.lm.config import LMConfig
 from models.lm.mlp import make_mlp
 from models.lm.norm import make_norm
@@ -17,13 +17,14 @@ class Layer(nn.Module):
     def __init__(self, config: LMConfig, layer: int = 0) -> None:
         super().__init__()
         before, after = config.norm_place != "after", config.norm_place != "before"
+        attends, thinks = layer not in config.without_attention, layer not in config.without_mlp
         self.is_parallel = config.is_parallel
-        self.input_layernorm = _norm(config, before)
-        self.self_attn = Attention(config, layer)
-        self.attention_out_norm = _norm(config, after)
-        self.post_attention_layernorm = _norm(config, before)
+        self.input_layernorm = _norm(config, before and attends)
+        self.self_attn = Attention(config, layer) if attends else NoAttention(config)
+        self.attention_out_norm = _norm(config, after and attends)
+        self.post_attention_layernorm = _norm(config, before and thinks)
         self.mlp = make_mlp(config, layer)
-        self.mlp_out_norm = _norm(config, after)
+        self.mlp_out_norm = _norm(config, after and thinks)
 
     def forward(
         self, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, past_key: Tensor, past_value: Tensor

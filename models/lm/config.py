@@ -36,6 +36,8 @@ class LMConfig:
     rope: None where positions are learned vectors. norm_place: before a block reads the stream, after it on what it
     adds, or both. qk_norm: on each head of queries and keys, or on all heads together. sliding_window: how many tokens
     back `windowed_layers` see, themselves included. softcap: bound of attention scores and of logits (Gemma 2).
+    without_attention, without_mlp: layers that lost theirs. kept_weights: the part of each projection's weights that
+    two thin matrices in its place have.
     """
 
     vocab_size: int
@@ -70,6 +72,9 @@ class LMConfig:
     sliding_window: int | None = None
     windowed_layers: tuple[int, ...] = ()
     experts: ExpertsConfig | None = None
+    without_attention: tuple[int, ...] = ()
+    without_mlp: tuple[int, ...] = ()
+    kept_weights: float | None = None
 
     @property
     def head_size(self) -> int:

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from models.errors import ArtifactError
 from models.lm.config import ExpertsConfig, LMConfig
+from models.lm.linear import make_linear
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
@@ -43,8 +44,8 @@ class MLP(nn.Module):
     def __init__(self, config: LMConfig) -> None:
         super().__init__()
         self.act = activation(config.activation)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.up_proj = make_linear(config, config.hidden_size, config.intermediate_size, config.mlp_bias)
+        self.down_proj = make_linear(config, config.intermediate_size, config.hidden_size, config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, S, D] -> [B, S, D]"""
@@ -59,9 +60,9 @@ class GatedMLP(nn.Module):
         super().__init__()
         size = size or config.intermediate_size
         self.act = activation(config.activation)
-        self.gate_proj = nn.Linear(config.hidden_size, size, bias=config.mlp_bias)
-        self.up_proj = nn.Linear(config.hidden_size, size, bias=config.mlp_bias)
-        self.down_proj = nn.Linear(size, config.hidden_size, bias=config.mlp_bias)
+        self.gate_proj = make_linear(config, config.hidden_size, size, config.mlp_bias)
+        self.up_proj = make_linear(config, config.hidden_size, size, config.mlp_bias)
+        self.down_proj = make_linear(config, size, config.hidden_size, config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, S, D] -> [B, S, D]"""
@@ -134,9 +135,19 @@ class SharingExperts(Experts):
         return super().forward(x) + shared
 
 
+class NoMLP(nn.Module):
+    """What is left of a layer's MLP when it was dropped."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, S, D] -> zeros [B, S, D]"""
+        return torch.zeros_like(x)
+
+
 def make_mlp(config: LMConfig, layer: int) -> nn.Module:
     """What one layer has after attention. Raises ArtifactError for an activation that is not known."""
     experts = config.experts
+    if layer in config.without_mlp:
+        return NoMLP()
     if experts is None or layer not in experts.layers:
         return GatedMLP(config) if config.is_gated else MLP(config)
     if experts.shared_size is None:

@@ -17,6 +17,11 @@ class Tokenizer:
         except Exception as error:  # the library raises plain Exception
             raise ArtifactError(f"{path} is not a tokenizer file: {error}") from error
 
+    @property
+    def last_token_id(self) -> int:
+        """The largest id that a text may be made of."""
+        return max(self._tokenizer.get_vocab().values(), default=-1)
+
     def encode(self, text: str, has_special_tokens: bool = False) -> tuple[int, ...]:
         """Token ids of `text`; none is put around one that has its special tokens already.
 

@@ -18,6 +18,8 @@ from models.shards import Shards, load_into, refuse_differences
 
 _TIED = "head.lm_head.weight"
 _EXPERTS = (".mlp.gate_up_proj", ".mlp.down_proj")
+# The two matrices of a projection of low rank: stored one by one, as they are, whatever the architecture fuses.
+_PIECES = (".first.weight", ".second.weight", ".second.bias")
 _PLACES = {".q_proj.": 0, ".k_proj.": 1, ".v_proj.": 2, ".gate_proj.": 0, ".up_proj.": 1}
 
 
@@ -47,7 +49,8 @@ def load(directory: Path, dtype: torch.dtype | None = torch.float32) -> Language
         model = LanguageModel(config)
     wanted = {name: source(name, architecture, config, shards.names) for name in _parameters(model)}
     _check_names(directory, wanted, architecture, config, shards)
-    load_into(model, {name: partial(_made, shards, found) for name, found in wanted.items()}, dtype)
+    by_file = sorted(wanted.items(), key=lambda one: shards.file_of(one[1].names[0]))
+    load_into(model, {name: partial(_made, shards, found) for name, found in by_file}, dtype)
     if config.is_tied:
         model.tie()
     return model.eval()
@@ -58,26 +61,28 @@ def save(model: LanguageModel, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     model.config.write(directory)
     tensors = {
-        _theirs(name, ARCHITECTURES["llama"]): tensor.contiguous() for name, tensor in model.state_dict().items()
+        stored_name(name, ARCHITECTURES["llama"]): tensor.contiguous() for name, tensor in model.state_dict().items()
     }
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
 
 
 def source(name: str, architecture: Architecture, config: LMConfig, there: frozenset[str]) -> Source:
     """What one of our parameters is made of."""
+    if name.endswith(_PIECES):
+        return Source((_present(stored_name(name, architecture), architecture, there),), _as_stored)
     if name.endswith(_EXPERTS) and config.experts:
         return _experts(name, architecture, config.experts.count, there)
     for part, (whole, cut) in architecture.fused.items():
         if part in name:
-            stored = _theirs(name.replace(part, whole), architecture)
+            stored = stored_name(name.replace(part, whole), architecture)
             make = partial(_cut, place=_PLACES[part[part.rindex(".", 0, -1) :]], cut=cut, config=config, part=part)
             return Source((_present(stored, architecture, there),), _transposing(make, architecture))
-    stored = _present(_theirs(name, architecture), architecture, there)
+    stored = _present(stored_name(name, architecture), architecture, there)
     is_matrix = architecture.is_transposed and name.startswith("layers.")
     return Source((stored,), Tensor.t if is_matrix and "norm" not in name and name.endswith("weight") else _as_stored)
 
 
-def _theirs(name: str, architecture: Architecture) -> str:
+def stored_name(name: str, architecture: Architecture) -> str:
     """The checkpoint's name of one of our parameters."""
     stored = name
     for ours, theirs in architecture.names.items():
@@ -95,7 +100,7 @@ def _present(stored: str, architecture: Architecture, there: frozenset[str]) -> 
 def _experts(name: str, architecture: Architecture, count: int, there: frozenset[str]) -> Source:
     """Experts as one tensor, from one tensor each or as they are."""
     layer, _, projection = name.rpartition(".")
-    stacked = _present(_theirs(f"{layer}.experts.{projection}", architecture), architecture, there)
+    stacked = _present(stored_name(f"{layer}.experts.{projection}", architecture), architecture, there)
     if stacked in there:
         return Source((stacked,), _as_stored)
     projections = ("gate_proj", "up_proj") if projection == "gate_up_proj" else ("down_proj",)
@@ -103,7 +108,7 @@ def _experts(name: str, architecture: Architecture, count: int, there: frozenset
         raise ArtifactError(f"config.json says there are {count} experts and the checkpoint has {len(there)} tensors")
     names = (f"{layer}.experts.{expert}.{one}.weight" for expert in range(count) for one in projections)
     return Source(
-        tuple(_present(_theirs(one, architecture), architecture, there) for one in names),
+        tuple(_present(stored_name(one, architecture), architecture, there) for one in names),
         partial(_stacked, per_expert=len(projections)),
     )
 
@@ -146,7 +151,7 @@ def _check_names(
 ) -> None:
     used = {name for found in wanted.values() for name in found.names}
     extra = {name for name in shards.names - used if not name.endswith(architecture.ignored)}
-    head = _theirs(_TIED, architecture)
+    head = stored_name(_TIED, architecture)
     if config.is_tied and head in extra:  # stored twice by some; it must be the same one
         extra.discard(head)
         embedded = shards.read(*wanted["embed.embed_tokens.weight"].names)

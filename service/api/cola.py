@@ -50,7 +50,7 @@ async def search(
     body: SearchRequest, registry: RegistryState, settings: SettingsState, memory: MemoryState
 ) -> Response:
     """Search chains by Monte Carlo tree search (arXiv 2507.07996); leaving cancels."""
-    engine = registry.get(body.model, body.version)
+    engine = await registry.get(body.model, body.version)
     samples = samples_of(body, settings.max_inputs)
     await check_remember(body, memory)
     if body.stream:

@@ -20,7 +20,7 @@ async def live() -> Health:
 
 @router.get("/health/ready", response_model=Health)
 async def ready(registry: RegistryState, lifecycle: LifecycleState) -> Response:
-    """At least one model serves, none is loading, and the server is not draining."""
+    """All models were loaded that are to be at the start, one at least serves, and the server is not draining."""
     if lifecycle.is_draining:
         return problem(503, "Draining", "this server is shutting down")
     if not registry.is_ready:

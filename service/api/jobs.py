@@ -24,6 +24,7 @@ from service.cola.task import Progress
 from service.engine.terms import NUM_PRIORITIES, Terms, set_terms
 from service.problems import problem
 from service.registry import Registry
+from service.repository.slots import Holding
 
 router = APIRouter(prefix="/cola/jobs", route_class=JsonRoute, tags=["cola"], responses=PROBLEMS)
 
@@ -67,7 +68,7 @@ async def submit_job(
     """Queue a search and answer at once; Location is where to ask for it."""
     if body.stream:
         raise InputError("a job is watched at /cola/jobs/{id}/events; leave 'stream' out")
-    engine = registry.get(body.model, body.version)
+    engine = await registry.get(body.model, body.version)
     constants_of(body, engine)
     body = body.model_copy(update={"version": engine.manifest.version})
     work = _SearchWork(body, cola.samples_of(body, settings.max_inputs), registry, memory)
@@ -114,8 +115,12 @@ class _SearchWork:
 
     async def __call__(self, report: Report) -> dict[str, Any]:
         set_terms(Terms(client="jobs", priority=NUM_PRIORITIES))  # a job outlives the request that submitted it
+        with Holding():
+            return await self._search(report)
+
+    async def _search(self, report: Report) -> dict[str, Any]:
         # Looked up only now: the model may have been loaded anew while the job waited.
-        engine = self._registry.get(self._body.model, self._body.version).patient()
+        engine = (await self._registry.get(self._body.model, self._body.version)).patient()
 
         async def one(place: int) -> SearchResult:
             async def listen(progress: Progress) -> None:

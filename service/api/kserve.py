@@ -66,7 +66,7 @@ async def predict(
         raise LengthError(
             f"{len(body.instances)} instances came; one request takes {settings.max_inputs}; send several"
         )
-    engine = registry.get(model)
+    engine = await registry.get(model)
     if isinstance(engine, LanguageEngine):
         return await _texts(body, engine, memory)
     assert isinstance(engine, TensorEngine)

@@ -1,11 +1,12 @@
-"""GET /models and the loading of versions."""
+"""GET /models, the loading of versions, and looking at the repository again."""
 
 from fastapi import APIRouter
 
 from service.api.responses import PROBLEMS
 from service.api.schemas import ModelInfo
 from service.api.state import RegistryState
-from service.registry import Entry
+from service.registry import Registry
+from service.repository.slots import Entry
 
 router = APIRouter(prefix="/models", tags=["models"], responses=PROBLEMS)
 
@@ -13,34 +14,58 @@ router = APIRouter(prefix="/models", tags=["models"], responses=PROBLEMS)
 @router.get("")
 async def list_models(registry: RegistryState) -> list[ModelInfo]:
     """Every version in the repository, loaded or not."""
-    return [_info(name, version, entry) for (name, version), entry in registry.states().items()]
+    return _infos(registry)
 
 
 @router.get("/{model}")
 async def show_model(model: str, registry: RegistryState) -> list[ModelInfo]:
     """The versions of one model."""
-    found = [_info(*key, entry) for key, entry in registry.states().items() if key[0] == model]
+    found = _infos(registry, model)
     if not found:
-        registry.get(model)
+        registry.check(model)
     return found
+
+
+@router.post("/reload")
+async def reload_models(registry: RegistryState) -> list[ModelInfo]:
+    """Look at the repository again: load new versions, apply changed settings, retry what failed, let go what is gone.
+
+    Answers when that is done; what failed has its reason. Versions serve on until others have taken their place.
+    """
+    await registry.reload(is_retry=True)
+    return _infos(registry)
 
 
 @router.post("/{model}/load")
 async def load_model(model: str, registry: RegistryState, version: str | None = None) -> ModelInfo:
-    """Load a version, the latest by default; answers when it is ready."""
-    engine = await registry.load(model, version)
-    return _info(engine.manifest.name, engine.manifest.version, Entry("ready", engine))
+    """Load a version or label, by default what the model's settings want; answers when it is ready."""
+    manifest = (await registry.load(model, version)).manifest
+    key = manifest.name, manifest.version
+    return _info(*key, registry.states()[key], registry)
 
 
 @router.post("/{model}/unload")
 async def unload_model(model: str, registry: RegistryState, version: str | None = None) -> list[ModelInfo]:
     """Unload a version, or all of a model, once they have answered what they accepted."""
     await registry.unload(model, version)
-    return [_info(*key, entry) for key, entry in registry.states().items() if key[0] == model]
+    return _infos(registry, model)
 
 
-def _info(name: str, version: str, entry: Entry) -> ModelInfo:
-    info = ModelInfo(name=name, version=version, state=entry.state, reason=entry.reason)
+def _infos(registry: Registry, model: str | None = None) -> list[ModelInfo]:
+    found = registry.states().items()
+    return [_info(*key, entry, registry) for key, entry in found if model in (None, key[0])]
+
+
+def _info(name: str, version: str, entry: Entry, registry: Registry) -> ModelInfo:
+    settings = registry.settings_of(name)
+    info = ModelInfo(
+        name=name,
+        version=version,
+        state=entry.state,
+        reason=entry.reason,
+        labels=[label for label, labelled in settings.labels.items() if labelled == version],
+        split=settings.weights.get(version, 0) if settings.split else None,
+    )
     if entry.engine is None:
         return info
     manifest = entry.engine.manifest
@@ -53,7 +78,7 @@ def _info(name: str, version: str, entry: Entry) -> ModelInfo:
             "inputs": [spec.model_dump() for spec in manifest.inputs],
             "outputs": [spec.model_dump() for spec in manifest.outputs],
             "image": manifest.image and manifest.image.model_dump(),
-            "labels": list(manifest.labels),
+            "classes": list(manifest.classes),
             "formats": sorted(manifest.forms),
             "provenance": manifest.provenance,
         }

@@ -42,8 +42,8 @@ async def predict(body: PredictRequest, request: Request) -> Response:
         raise LengthError(f"{len(body.inputs)} inputs came; one request takes {max_inputs}; send several")
     if not len(body.inputs):
         raise InputError("no inputs came; send at least one")
-    engine: Engine = state.registry.get(body.model, body.version)
     ask(body.parameters.timeout_s, body.parameters.priority)
+    engine: Engine = await state.registry.get(body.model, body.version)
     await recall(body, engine, state.memory)
     if body.stream:
         return await sse.stream(_events(body, engine))

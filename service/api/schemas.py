@@ -149,8 +149,8 @@ class PredictRequest(ChainChoice):
             ]
         }
     )
-    model: str
-    version: str | None = None
+    model: str = Field(description="name of a model; 'model@version' is as good as the next field")
+    version: str | None = Field(None, description="a version or a label; without one the newest, or the split decides")
     inputs: InputsField = Field(description="texts, token-id lists, rows, or named tensors")
     targets: TargetsField | None = Field(None, description="with mode score: one per input")
     parameters: Parameters = Field(default_factory=Parameters)
@@ -240,7 +240,9 @@ class ModelInfo(BaseModel):
     name: str
     version: str
     state: str
-    reason: str = ""
+    reason: str = Field("", description="what failed, if anything did, although an older version may serve")
+    labels: list[str] = Field(default_factory=list, description="names for it that requests may use as a version")
+    split: int | None = Field(None, description="weight among the requests that name no version, if these are divided")
     kind: str | None = None
     num_layers: int | None = None
     residual_form: str | None = None
@@ -248,7 +250,7 @@ class ModelInfo(BaseModel):
     inputs: list[dict[str, Any]] = Field(default_factory=list)
     outputs: list[dict[str, Any]] = Field(default_factory=list)
     image: dict[str, Any] | None = None
-    labels: list[str] = Field(default_factory=list)
+    classes: list[str] = Field(default_factory=list)
     formats: list[str] = Field(default_factory=list)
     provenance: dict[str, str] = Field(default_factory=dict)
 

@@ -10,9 +10,10 @@ from torch._inductor import aoti_load_package
 from models.artifact import Form
 from models.errors import BackendError
 from service.backends.parts import Part, Parts, unchanged
+from service.backends.torch_arrays import Opened, TorchArrays
 
 
-def open_aoti(directory: Path, form: Form, device: torch.device) -> Parts:
+def open_aoti(directory: Path, form: Form, device: torch.device) -> Opened:
     """Load the files of one model. Raises BackendError if one does not load, or for a device other than the CPU."""
     if device.type != "cpu":
         raise BackendError(
@@ -23,9 +24,10 @@ def open_aoti(directory: Path, form: Form, device: torch.device) -> Parts:
         return _part(directory / name)
 
     if form.embed and form.head:
-        return Parts(part(form.embed), tuple(part(name) for name in form.layers), part(form.head))
+        layers = tuple(part(name) for name in form.layers)
+        return Opened(Parts(part(form.embed), layers, part(form.head)), TorchArrays(device))
     assert form.whole is not None
-    return Parts(unchanged, (), part(form.whole))
+    return Opened(Parts(unchanged, (), part(form.whole)), TorchArrays(device))
 
 
 def _part(path: Path) -> Part:

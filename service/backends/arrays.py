@@ -12,7 +12,7 @@ class Arrays(Protocol):
     """Where a runtime keeps its arrays, and how they come in and go out."""
 
     def zeros(self, shape: tuple[int, ...]) -> Any:
-        """Float32 zeros."""
+        """Zeros in the precision of keys and values."""
         ...
 
     def take_in(self, array: Array) -> Any:

@@ -33,7 +33,7 @@ class _Span:
 
 
 class KVCache:
-    """Two arrays [(num_pages + 1) * G * page_size, K] float32, used the same way in numpy and torch.
+    """Two arrays [(num_pages + 1) * G * page_size, K], used the same way in numpy and torch.
 
     One page more than there are: nobody writes it, and it stands for every page a row does not have.
     """
@@ -128,6 +128,6 @@ class KVCache:
             array[places] = 0.0
 
 
-def page_bytes(language: LanguageSpec, page_size: int) -> int:
-    """Memory of one page: keys and values, float32."""
-    return 2 * 4 * language.num_kv_heads * page_size * language.head_size
+def page_bytes(language: LanguageSpec, page_size: int, item_bytes: int = 4) -> int:
+    """Memory of one page: keys and values, numbers of `item_bytes` each."""
+    return 2 * item_bytes * language.num_kv_heads * page_size * language.head_size

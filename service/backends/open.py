@@ -10,7 +10,7 @@ from models.errors import BackendError
 from service.backends.arrays import Arrays, HostArrays
 from service.backends.kv import PAGE_SIZE, page_bytes
 from service.backends.parts import LanguageBackend, Parts, TensorBackend
-from service.backends.protocol import Backend
+from service.backends.protocol import Backend, Dtype
 
 BackendName: TypeAlias = Literal[
     "auto", "onnx", "torchscript", "eager", "fake", "pt2", "aoti", "onnx-fp16", "onnx-int8", "onnx-int4"
@@ -39,6 +39,7 @@ def open_backend(
     num_threads: int = 1,
     num_pages: int = 0,
     page_size: int = PAGE_SIZE,
+    dtype: Dtype = "auto",
 ) -> Backend:
     """Load one artifact, with as many threads as suit it where that is 0.
 
@@ -46,7 +47,7 @@ def open_backend(
     """
     chosen = choose_backend(manifest, name)
     threads = num_threads or threads_for(manifest, chosen, len(os.sched_getaffinity(0)))
-    parts, arrays = _open_parts(manifest, directory, chosen, device, threads)
+    parts, arrays = _open_parts(manifest, directory, chosen, device, threads, dtype)
     if manifest.language:
         return LanguageBackend(parts, manifest.language, arrays, num_pages, page_size)
     return TensorBackend(parts, manifest.inputs, manifest.outputs, arrays)
@@ -64,6 +65,17 @@ def choose_backend(manifest: Manifest, name: BackendName) -> BackendName:
     )
 
 
+def files_of(manifest: Manifest, name: BackendName) -> set[str]:
+    """The files that a backend opens, and those of the text; all there are for the fake one. Raises BackendError."""
+    chosen = choose_backend(manifest, name)
+    if chosen == "fake":
+        return set(manifest.files)
+    form, language = manifest.forms[_FORMATS[chosen]], manifest.language
+    parts = (form.embed, *form.layers, form.head) if form.has_parts else _beside(manifest, form)
+    text = (language.tokenizer, language.chat_template) if language else ()
+    return {part for part in (*parts, *text) if part}
+
+
 def threads_for(manifest: Manifest, name: BackendName, num_cores: int) -> int:
     """All cores if the weights of a layer (of all there is, where there are no layers) are large, one otherwise.
 
@@ -72,9 +84,15 @@ def threads_for(manifest: Manifest, name: BackendName, num_cores: int) -> int:
     form = manifest.forms.get(_FORMATS[name]) if name in _FORMATS else None
     if form is None:
         return 1
-    parts = form.layers or tuple(part for part in (form.whole,) if part)
-    num_bytes = sum(manifest.files[part].size_bytes for part in parts)
+    num_bytes = sum(manifest.files[part].size_bytes for part in form.layers or _beside(manifest, form))
     return num_cores if num_bytes >= _LARGE_BYTES * max(manifest.num_layers, 1) else 1
+
+
+def _beside(manifest: Manifest, form: Form) -> list[str]:
+    """The files in the folder of a whole graph: the graph and its weights, or the shards of a checkpoint."""
+    assert form.whole is not None
+    folder = form.whole.rpartition("/")[0]
+    return [name for name in manifest.files if name.rpartition("/")[0] == folder]
 
 
 def refuse_both_runtimes() -> None:
@@ -94,14 +112,20 @@ def _is_installed(distribution: str) -> bool:
     return True
 
 
-def num_pages_within(manifest: Manifest, max_rows: int, max_bytes: int, page_size: int) -> int:
+def item_bytes(manifest: Manifest, name: BackendName, dtype: Dtype) -> int:
+    """Bytes of a number in the keys and values of a model, at most: where its files decide, those of float32."""
+    is_half = dtype in ("bfloat16", "float16") and choose_backend(manifest, name) == "eager"
+    return 2 if is_half else 4
+
+
+def num_pages_within(manifest: Manifest, max_rows: int, max_bytes: int, page_size: int, item_bytes: int = 4) -> int:
     """Pages for `max_rows` sequences of full length on the full chain, as far as `max_bytes` go.
 
     Raises BackendError if they do not go as far as one such sequence.
     """
     if manifest.language is None:
         return 0
-    size = page_bytes(manifest.language, page_size)
+    size = page_bytes(manifest.language, page_size, item_bytes)
     one = manifest.num_layers * -(-manifest.language.max_length // page_size)
     if max_bytes < one * size:
         raise BackendError(
@@ -112,7 +136,7 @@ def num_pages_within(manifest: Manifest, max_rows: int, max_bytes: int, page_siz
 
 
 def _open_parts(
-    manifest: Manifest, directory: Path, name: BackendName, device: Device, num_threads: int
+    manifest: Manifest, directory: Path, name: BackendName, device: Device, num_threads: int, dtype: Dtype
 ) -> tuple[Parts, Arrays]:
     if name == "fake":
         from service.backends.fake import open_fake
@@ -123,21 +147,23 @@ def _open_parts(
         from service.backends.onnx import open_onnx
 
         return open_onnx(directory, form, device, num_threads), HostArrays()
-    return _open_torch(directory, form, name, device, num_threads)
+    return _open_torch(directory, form, name, device, num_threads, dtype)
 
 
 def _open_torch(
-    directory: Path, form: Form, name: BackendName, device: Device, num_threads: int
+    directory: Path, form: Form, name: BackendName, device: Device, num_threads: int, dtype: Dtype
 ) -> tuple[Parts, Arrays]:
     import torch
 
     from service.backends.aoti import open_aoti
     from service.backends.eager import open_eager
     from service.backends.pt2 import open_pt2
-    from service.backends.torch_arrays import TorchArrays, torch_device
+    from service.backends.torch_arrays import torch_device, torch_dtype
     from service.backends.torchscript import open_torchscript
 
     torch.set_num_threads(num_threads)
     opened = torch_device(device)
-    loaders = {"eager": open_eager, "torchscript": open_torchscript, "pt2": open_pt2, "aoti": open_aoti}
-    return loaders[name](directory, form, opened), TorchArrays(opened)
+    if name == "eager":
+        return open_eager(directory, form, opened, torch_dtype(dtype, opened))
+    loaders = {"torchscript": open_torchscript, "pt2": open_pt2, "aoti": open_aoti}
+    return loaders[name](directory, form, opened)

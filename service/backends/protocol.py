@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,8 @@ Array: TypeAlias = NDArray[Any]
 # What one visit hands the next. Only the backend that made it looks inside.
 Carry: TypeAlias = Any
 
+# What torch models compute in; "auto" is what suits the device.
+Dtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
 # Rows of a carry: their places, or a run of them, which some backends need not copy.
 Selection: TypeAlias = Ints | slice
 

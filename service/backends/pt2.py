@@ -8,19 +8,20 @@ from torch.export.passes import move_to_device_pass
 from models.artifact import Form
 from models.errors import BackendError
 from service.backends.parts import Part, Parts, unchanged
-from service.backends.torch_arrays import module_part
+from service.backends.torch_arrays import Opened, TorchArrays, module_part
 
 
-def open_pt2(directory: Path, form: Form, device: torch.device) -> Parts:
+def open_pt2(directory: Path, form: Form, device: torch.device) -> Opened:
     """Load the graphs of one model. Raises BackendError if a file does not load."""
 
     def part(name: str) -> Part:
         return module_part(_load(directory / name, device))
 
     if form.embed and form.head:
-        return Parts(part(form.embed), tuple(part(name) for name in form.layers), part(form.head))
+        layers = tuple(part(name) for name in form.layers)
+        return Opened(Parts(part(form.embed), layers, part(form.head)), TorchArrays(device))
     assert form.whole is not None
-    return Parts(unchanged, (), part(form.whole))
+    return Opened(Parts(unchanged, (), part(form.whole)), TorchArrays(device))
 
 
 def _load(path: Path, device: torch.device) -> torch.nn.Module:

@@ -21,8 +21,6 @@ from service.engine.shared_runner import SharedRunner
 from service.engine.work import GenerateWork, Work
 
 _log = logging.getLogger("fathom.engine")
-# The event loop runs what takes no longer than this itself: waking a thread costs a small model more than its rows.
-_INLINE_S = 1e-3
 
 
 class Batcher:
@@ -101,7 +99,9 @@ class Batcher:
 
     def _summon(self) -> None:
         """Have what waits taken: on this event loop if it is soon done, else by the device thread."""
-        is_quick = self._queue.is_one_pass and self._one_pass.estimate_s(self._queue.num_rows) <= _INLINE_S
+        is_quick = (
+            self._queue.is_one_pass and self._one_pass.estimate_s(self._queue.num_rows) <= self._limits.max_inline_s
+        )
         if not is_quick:
             self._changed.notify()
         elif not self._is_inline_due:

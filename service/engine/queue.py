@@ -30,11 +30,16 @@ class QueueLimits:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of one batch: rows, and tokens (padding included); and of one read of prompts while others decode."""
+    """Bounds of one batch: rows, and tokens (padding included); and of one read of prompts while others decode.
+
+    The event loop runs what takes no longer than `max_inline_s` itself: waking a thread costs a small model more than
+    its rows.
+    """
 
     max_rows: int
     max_tokens: int
     max_prefill_tokens: int = 512
+    max_inline_s: float = 1e-3
 
 
 class Queue:

@@ -78,7 +78,7 @@ def _check(job: Job, rows: Sequence[Row]) -> Manifest:
 
 def _pinned(study: Study, manifest: Manifest, rows: Sequence[Row]) -> dict[str, Any]:
     """What makes two runs the same study; how many processes share the work does not."""
-    artifact = study.settings.repository / manifest.name / manifest.version / MANIFEST
+    artifact = study.settings.folder / manifest.name / manifest.version / MANIFEST
     return {
         "model": manifest.name,
         "version": manifest.version,

@@ -26,9 +26,9 @@ from service.backends.arrays import Arrays, HostArrays
 from service.backends.eager import open_eager
 from service.backends.fake import open_fake
 from service.backends.onnx import open_onnx, open_session
-from service.backends.open import BackendName, open_backend
+from service.backends.open import BackendName, item_bytes, open_backend
 from service.backends.parts import LanguageBackend, Part, Parts, TensorBackend
-from service.backends.protocol import Array, Backend, Ints, Rows
+from service.backends.protocol import Array, Backend, Dtype, Ints, Rows
 from service.backends.pt2 import open_pt2
 from service.backends.torch_arrays import TorchArrays
 from service.backends.torchscript import open_torchscript
@@ -112,11 +112,11 @@ def open_model(name: BackendName, directory: Path) -> Opened:
     if name == "onnx":
         parts = open_onnx(directory, manifest.forms["onnx"], "cpu", 1)
     elif name == "torchscript":
-        parts = open_torchscript(directory, manifest.forms["torchscript"], CPU)
+        parts = open_torchscript(directory, manifest.forms["torchscript"], CPU).parts
     elif name == "eager":
-        parts = open_eager(directory, manifest.forms["safetensors"], CPU)
+        parts = open_eager(directory, manifest.forms["safetensors"], CPU, None).parts
     elif name == "pt2":
-        parts = open_pt2(directory, manifest.forms["pt2"], CPU)
+        parts = open_pt2(directory, manifest.forms["pt2"], CPU).parts
     else:
         parts = open_fake(manifest)
     return Opened(name, directory, manifest, parts)
@@ -273,7 +273,7 @@ def whole_part(name: BackendName, directory: Path) -> Part:
         return lambda *arrays: session.run(None, dict(zip(names, arrays, strict=True)))
     form = manifest.forms["torchscript"]
     only_whole = form.model_copy(update={"embed": None, "layers": (), "head": None})
-    parts = open_torchscript(directory, only_whole, CPU)
+    parts = open_torchscript(directory, only_whole, CPU).parts
     return lambda *arrays: [tensor.numpy() for tensor in parts.head(*map(torch.from_numpy, arrays))]
 
 
@@ -663,6 +663,33 @@ def test_backend_says_what_it_holds(name: BackendName, model: str, repositories:
     assert backend.num_pages == (4 if model == "tinylm" else 0)
     assert model == "tinymlp" or backend.page_size == 8
     backend.close()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("model", ["tinylm", "tinymlp"])
+def test_half_precision_is_the_same_model_less_exactly(model: str, dtype: Dtype, tiny_repository: Path) -> None:
+    """Through pages and in a batch, the answers are those of float32, as far as the precision goes."""
+    directory = tiny_repository / model / "1"
+    manifest = read_manifest(directory)
+    exact, half = (
+        open_backend(manifest, directory, "eager", num_pages=NUM_PAGES, page_size=PAGE_SIZE, dtype=one)
+        for one in ("float32", dtype)
+    )
+    if model == "tinymlp":
+        batch = Batch({"features": features(len(MIXED))}, MIXED)
+        wanted, got = run(exact, batch), run(half, batch)
+    else:
+        tables = scattered_pages(MIXED)
+        first = [prompt[: len(prompt) // 2] for prompt in PROMPTS]
+        for backend in (exact, half):
+            step(backend, first, [0] * len(first), MIXED, tables)
+        cached = [len(prompt) for prompt in first]
+        wanted, got = (step(backend, PROMPTS, cached, MIXED, tables) for backend in (exact, half))
+    assert got.dtype == np.float32
+    spread = float(np.asarray(wanted, np.float64).std())
+    assert 0 < difference(got, wanted) <= 0.25 * spread
+    assert item_bytes(manifest, "eager", dtype) == 2
+    assert item_bytes(manifest, "onnx", dtype) == item_bytes(manifest, "eager", "auto") == 4
 
 
 @pytest.mark.parametrize("name", RUNTIMES)

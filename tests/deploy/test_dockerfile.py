@@ -24,7 +24,7 @@ def test_cpu_is_the_default_target() -> None:
 def test_torch_free_image_takes_nothing_from_the_torch_build() -> None:
     copied = re.findall(r"--from=(\S+) (\S+)", stage("runtime") + stage("onnx"))
     assert copied == [("build-cpu", "/repository"), ("build-onnx", "/opt/fathom")]
-    assert "'.[onnx]'" in stage("build-onnx")
+    assert "'.[onnx,grpc]'" in stage("build-onnx")
 
 
 def test_every_base_image_has_a_version() -> None:

@@ -62,9 +62,10 @@ def test_names_and_ports_lead_to_the_container(container: Any) -> None:
     labels = deployment["spec"]["template"]["metadata"]["labels"]
     assert deployment["spec"]["selector"]["matchLabels"].items() <= labels.items()
     assert service["spec"]["selector"].items() <= labels.items()
-    (port,) = container["ports"]
-    assert [entry["targetPort"] for entry in service["spec"]["ports"]] == [port["name"]]
-    assert configmap["data"]["FATHOM_PORT"] == str(port["containerPort"])
+    ports = {port["name"]: str(port["containerPort"]) for port in container["ports"]}
+    assert [entry["targetPort"] for entry in service["spec"]["ports"]] == list(ports)
+    settings = configmap["data"]
+    assert ports == {"http": settings["FATHOM_PORT"], "grpc": settings["FATHOM_GRPC_PORT"]}
     assert container["envFrom"] == [{"configMapRef": {"name": configmap["metadata"]["name"]}}]
 
 

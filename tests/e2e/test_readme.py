@@ -1,8 +1,10 @@
 """The README's transcripts, run as printed against a real server; only times, ids and the port may differ."""
 
 import json
+import os
 import re
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -64,6 +66,17 @@ def test_transcripts_hold(
         for command, output in found:
             answer = run(command, server.url, tmp_path)
             assert same(answer, output), f"{command}\n{answer}"
+
+
+def test_python_prints_what_its_comments_say(shipped_repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "repository").symlink_to(shipped_repository)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for code in blocks:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", code]
+        printed = subprocess.check_output(command, cwd=tmp_path, env=environment, text=True, timeout=120)
+        assert printed.splitlines() == re.findall(r"^ *print\(.*\)  # (.+)$", code, re.MULTILINE)
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])

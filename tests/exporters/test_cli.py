@@ -17,6 +17,11 @@ from models.errors import InputError
 
 @pytest.fixture
 def app() -> typer.Typer:
+    return composed()
+
+
+def composed() -> typer.Typer:
+    """The commands as one program."""
     app = typer.Typer()
     app.command("export")(cli.export)
     app.command("import")(cli.adopt)
@@ -44,7 +49,7 @@ def test_refused_format_is_told_and_makes_the_command_fail(
     app: typer.Typer, mlp_checkpoint: Path, exported_mlp: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refusing = Exported(exported_mlp.directory, exported_mlp.manifest, {"onnx": "head differs"})
-    monkeypatch.setattr(exporting, "export_checkpoint", lambda *arguments: refusing)
+    monkeypatch.setattr(exporting, "export_checkpoint", lambda *arguments, **named: refusing)
     result = CliRunner().invoke(app, ["export", str(mlp_checkpoint), "--repository", str(tmp_path)])
     assert result.exit_code == 1
     assert "onnx REFUSED: head differs" in result.stderr

@@ -8,19 +8,27 @@ import pytest
 import torch
 
 from exporters import onnx as onnx_form
-from exporters import safetensors, torchscript
+from exporters import torchscript
 from exporters.parts import Runs, Tensors
 from exporters.publish import Exported
+from exporters.split import split
 from models.artifact import Format
 from models.chain import Chain
 from models.checkpoint import load_checkpoint
 from models.lm.model import LanguageModel
 
+
+def read(folder: Path) -> Runs:
+    """The checkpoint in an artifact as a server reads it."""
+    parts = split(load_checkpoint(folder))
+    return Runs(parts.embed, parts.layers, parts.head, None)
+
+
 Loader = Callable[[Path], Runs]
 LOADERS: dict[Format, Loader] = {
     "onnx": lambda folder: onnx_form.load(folder, 3),
     "torchscript": lambda folder: torchscript.load(folder, 3),
-    "safetensors": safetensors.load,
+    "safetensors": read,
 }
 every_form = pytest.mark.parametrize("form", LOADERS)
 CLOSE = 1e-5

@@ -17,7 +17,7 @@ from tests.contracts.classifiers import CLASSIFIERS, make
 def test_every_format_is_tried(mlp_checkpoint: Path) -> None:
     found = try_formats(mlp_checkpoint)
     assert (found.kind, found.num_layers, found.refused) == ("tensor", 3, {})
-    assert set(found.written) == {"onnx", "torchscript", "pt2", "onnx-fp16", "onnx-int8", "onnx-int4"}
+    assert set(found.written) == {"onnx", "torchscript", "pt2", "onnx-fp16", "onnx-int8", "onnx-int4", "onnx-scan"}
     assert found.written["onnx"].max_abs <= 1e-4 < found.written["onnx-int4"].max_abs
 
 

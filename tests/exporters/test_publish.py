@@ -1,11 +1,12 @@
 """A version is there as a whole or not at all, whatever the file system can do."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from exporters import publish
-from exporters.publish import new_version
+from exporters.publish import Exported, file_records, new_version
 from models.errors import ArtifactError
 
 
@@ -53,3 +54,19 @@ def test_repository_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ArtifactError, match="cannot be written"):
         put(tmp_path / "file", "first")
+
+
+def test_files_that_another_version_has_are_stored_once(exported_mlp: Exported, tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    for version, changed in (("1", b""), ("2", b"another head")):
+        with new_version(repository, "mine", version, overwrite=False) as folder:
+            shutil.copytree(exported_mlp.directory / "onnx", folder / "onnx")
+            (folder / "onnx" / "head.onnx").write_bytes(changed or (folder / "onnx" / "head.onnx").read_bytes())
+            exported_mlp.manifest.model_copy(update={"files": file_records(folder)}).write(folder)
+    first, second = repository / "mine" / "1" / "onnx", repository / "mine" / "2" / "onnx"
+    same = {path.name: path.samefile(second / path.name) for path in first.iterdir()}
+    assert same == {name: name != "head.onnx" for name in same}
+    assert (second / "head.onnx").read_bytes() == b"another head"
+    with new_version(repository, "mine", "1", overwrite=True) as folder:  # what is left is whole
+        (folder / "empty").touch()
+    assert (second / "layer_000.onnx").read_bytes() == (exported_mlp.directory / "onnx" / "layer_000.onnx").read_bytes()

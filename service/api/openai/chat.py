@@ -27,7 +27,7 @@ router = APIRouter(prefix="/v1", route_class=JsonRoute)
 async def chat(body: ChatRequest, registry: RegistryState, settings: SettingsState, memory: MemoryState) -> Response:
     """Answer a conversation."""
     check_choices(1, body.n, settings)
-    engine = language_engine(registry, body.model, body.version)
+    engine = await language_engine(registry, body.model, body.version)
     prompts: list[str | list[int]] = [_prompt(body, engine)]
     chain = await memory.resolve(body.chain_of(engine), engine, prompts)
     samples = samples_of(body, prompts, chain, engine, body.limit, body.num_alternatives)

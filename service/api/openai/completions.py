@@ -29,7 +29,7 @@ async def complete(
     """Continue every prompt."""
     prompts = prompts_of(body.prompt)
     check_choices(len(prompts), body.n, settings)
-    engine = language_engine(registry, body.model, body.version)
+    engine = await language_engine(registry, body.model, body.version)
     chain = await memory.resolve(body.chain_of(engine), engine, prompts)
     samples = samples_of(body, prompts, chain, engine, body.max_tokens, body.logprobs)
     answer = CompletionResponse(

@@ -27,7 +27,7 @@ async def embed(
     inputs = prompts_of(body.input)
     if len(inputs) > settings.max_inputs:
         raise LengthError(f"{len(inputs)} inputs came; one request takes {settings.max_inputs}; send several")
-    engine = language_engine(registry, body.model, body.version)
+    engine = await language_engine(registry, body.model, body.version)
     done = await engine.embed(inputs, await memory.resolve(body.chain_of(engine), engine, inputs))
     _check_size(body, done[0])
     num_tokens = sum(one.num_prompt_tokens for one in done)

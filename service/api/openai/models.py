@@ -17,7 +17,7 @@ router = APIRouter(prefix="/v1/models", route_class=JsonRoute)
 async def list_models(registry: RegistryState) -> ModelList:
     """The language models that are ready, each in its latest version."""
     names = dict.fromkeys(name for (name, _), entry in registry.states().items() if entry.engine)
-    ready = [registry.get(name) for name in names]
+    ready = [await registry.get(name, takes_turn=False) for name in names]
     languages = [_model(engine) for engine in ready if isinstance(engine, LanguageEngine)]
     return ModelList(data=languages, models=list(names))
 
@@ -25,12 +25,12 @@ async def list_models(registry: RegistryState) -> ModelList:
 @router.get("/{model}")
 async def show_model(model: str, registry: RegistryState) -> Model:
     """One model, in its latest version; 503 while it is not ready."""
-    return _model(registry.get(model))
+    return _model(await registry.get(model, takes_turn=False))
 
 
-def language_engine(registry: Registry, name: str, version: str | None = None) -> LanguageEngine:
+async def language_engine(registry: Registry, name: str, version: str | None = None) -> LanguageEngine:
     """The engine of a language model. Raises UnknownModelError, for other kinds too, or UnavailableError."""
-    engine = registry.get(name, version)
+    engine = await registry.get(name, version)
     if not isinstance(engine, LanguageEngine):
         raise UnknownModelError(f"model {name!r} writes no text; POST /predict runs it, GET /v1/models lists others")
     return engine

@@ -58,8 +58,10 @@ class StreamOptions(Body):
 class GenerationRequest(OpenAIBody, ChainChoice):
     """What every request for text may say."""
 
-    model: str
-    version: str | None = Field(None, description="of the model; the latest if left out")
+    model: str = Field(description="name of a model, or 'model@version' with a version or label")
+    version: str | None = Field(
+        None, description="of the model, or a label; without one the newest, or the split decides"
+    )
     temperature: Temperature = Field(1.0)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0, description="0 keeps every token")
@@ -178,8 +180,10 @@ class ChatRequest(GenerationRequest):
 class EmbeddingRequest(OpenAIBody, ChainChoice):
     """Texts to embed. Null is as good as leaving a field out."""
 
-    model: str
-    version: str | None = Field(None, description="of the model; the latest if left out")
+    model: str = Field(description="name of a model, or 'model@version' with a version or label")
+    version: str | None = Field(
+        None, description="of the model, or a label; without one the newest, or the split decides"
+    )
     input: PromptField
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1, description="not served but for the model's own")

@@ -19,6 +19,7 @@ from service.lifecycle import Lifecycle
 from service.logs import request_id
 from service.metrics import Metrics
 from service.problems import facts_of
+from service.repository.slots import Holding
 
 _log, _access_log = logging.getLogger("fathom.grpc"), logging.getLogger("fathom.access")
 _REQUEST_ID, _RETRY_AFTER = "x-request-id", "retry-after"
@@ -52,7 +53,8 @@ class Calls:
                 try:
                     self._check_open(always)
                     self._set_terms(context)
-                    return await method(request)
+                    with Holding():
+                        return await method(request)
                 except Exception as error:
                     noted.code = code_of(error)
                     await _abort(context, error)

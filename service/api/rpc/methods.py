@@ -14,6 +14,7 @@ from service.api.v2 import infer, models, repository, statistics, texts
 from service.api.v2.generate import in_pieces
 from service.api.v2.schemas import IndexRequest
 from service.engine.language import LanguageEngine
+from service.repository.slots import Holding
 
 SERVICE = "inference.GRPCInferenceService"
 
@@ -39,7 +40,7 @@ class Methods:
     async def model_ready(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
         """The model serves."""
         try:
-            self._state.registry.get(request.name, request.version or None)
+            self._state.registry.check(request.name, request.version or None)
         except (UnknownModelError, UnavailableError):
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=True)
@@ -56,7 +57,7 @@ class Methods:
     async def model_infer(self, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
         """Run every row along its chain."""
         state = self._state
-        engine = state.registry.get(request.model_name, request.model_version or None)
+        engine = await state.registry.get(request.model_name, request.model_version or None)
         body = messages.body_of(request)
         told = await infer.answer(body, messages.data_of(request), engine, state.settings, state.memory)
         response: pb.ModelInferResponse = messages.response_of(request, body, engine, told)
@@ -68,15 +69,16 @@ class Methods:
         """Answer requests in order, a text in pieces; what fails is told and does not end the stream."""
         async for request in requests:
             try:
-                async with aclosing(self._streamed(request)) as responses:
-                    async for response in responses:
-                        yield pb.ModelStreamInferResponse(infer_response=response)
+                with Holding():
+                    async with aclosing(self._streamed(request)) as responses:
+                        async for response in responses:
+                            yield pb.ModelStreamInferResponse(infer_response=response)
             except Exception as error:
                 failed = pb.ModelInferResponse(id=request.id, model_name=request.model_name)
                 yield pb.ModelStreamInferResponse(error_message=said_of(error), infer_response=failed)
 
     async def _streamed(self, request: pb.ModelInferRequest) -> AsyncGenerator[pb.ModelInferResponse]:
-        engine = self._state.registry.get(request.model_name, request.model_version or None)
+        engine = await self._state.registry.get(request.model_name, request.model_version or None)
         if not isinstance(engine, LanguageEngine):
             yield await self.model_infer(request)
             return

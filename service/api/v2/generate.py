@@ -30,7 +30,7 @@ async def generate(
     model: str, body: GenerateRequest, registry: RegistryState, memory: MemoryState, version: str | None = None
 ) -> Response:
     """Continue a text."""
-    engine = _engine(registry.get(model, version), body, streams=False)
+    engine = _engine(await registry.get(model, version), body, streams=False)
     body = await _recalled(body, engine, memory)
     (done,) = await engine.generate([body.text_input], body.parameters.chain, sampling(body.parameters))
     return Response(_told(body, engine, done.text, done).model_dump_json(exclude_none=True), media_type=JSON)
@@ -42,7 +42,7 @@ async def generate_stream(
     model: str, body: GenerateRequest, registry: RegistryState, memory: MemoryState, version: str | None = None
 ) -> Response:
     """Continue a text, as server-sent events: each adds to the text, the last says what ran, or what went wrong."""
-    engine = _engine(registry.get(model, version), body, streams=True)
+    engine = _engine(await registry.get(model, version), body, streams=True)
     return await sse.stream(_to_the_end(_events(body, engine, memory)))
 
 

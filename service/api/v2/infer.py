@@ -53,7 +53,7 @@ class Answer:
 async def infer(model: str, body: InferRequest, request: TensorRequest, version: str | None = None) -> Response:
     """Run every row along its chain."""
     state = request.app.state
-    engine = state.registry.get(model, version)
+    engine = await state.registry.get(model, version)
     _check_names(body, engine)
     data = tensors.pieces(body.inputs, request.binary)
     return _response(body, engine, await answer(body, data, engine, state.settings, state.memory))

@@ -41,7 +41,7 @@ async def live() -> Live:
 
 @router.get("/health/ready", response_model=Ready)
 async def ready(registry: RegistryState, lifecycle: LifecycleState) -> Response:
-    """At least one model serves, none is loading, and the server is not draining."""
+    """All models were loaded that are to be at the start, one at least serves, and the server is not draining."""
     answer = await health.ready(registry, lifecycle)
     if answer.status_code != 200:
         return answer
@@ -52,7 +52,7 @@ async def ready(registry: RegistryState, lifecycle: LifecycleState) -> Response:
 @router.get("/models/{model}")
 async def model_metadata(model: str, registry: RegistryState, version: str | None = None) -> ModelMetadata:
     """Inputs and outputs of a version, the latest by default."""
-    engine = registry.get(model, version)
+    engine = await registry.get(model, version, takes_turn=False)
     inputs, outputs = _tensors(engine)
     return ModelMetadata(
         name=engine.manifest.name,
@@ -67,8 +67,9 @@ async def model_metadata(model: str, registry: RegistryState, version: str | Non
 @router.get("/models/{model}/versions/{version}/ready")
 @router.get("/models/{model}/ready")
 async def model_ready(model: str, registry: RegistryState, version: str | None = None) -> ModelReady:
-    """The model serves; 503 while it does not."""
-    return ModelReady(name=registry.get(model, version).manifest.name, ready=True)
+    """The model serves, or will with its first request; 503 otherwise."""
+    name, _ = registry.check(model, version)
+    return ModelReady(name=name, ready=True)
 
 
 def _tensors(engine: Engine) -> tuple[list[TensorMetadata], list[TensorMetadata]]:

@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from service.api.state import RegistryState
 from service.api.v2.body import TensorRoute
 from service.api.v2.schemas import IndexEntry, IndexRequest, LoadRequest, UnloadRequest
-from service.registry import Entry, State
+from service.repository.slots import Entry, State
 
 _State: TypeAlias = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
 _STATES: dict[State, _State] = {"ready": "READY", "loading": "LOADING", "unloading": "UNLOADING"}

@@ -24,7 +24,8 @@ async def model_statistics(
     model: str, registry: RegistryState, metrics: MetricsState, version: str | None = None
 ) -> Statistics:
     """Of one version, the latest by default."""
-    return Statistics(model_stats=[_statistics(registry.get(model, version).manifest, metrics)])
+    engine = await registry.get(model, version, takes_turn=False)
+    return Statistics(model_stats=[_statistics(engine.manifest, metrics)])
 
 
 def _statistics(manifest: Manifest, metrics: Metrics) -> ModelStatistics:

@@ -75,7 +75,7 @@ def test_the_remembered_chain_runs_for_its_very_input_and_the_full_one_for_other
 
 def test_a_text_and_its_tokens_are_one_input(remembering: Any) -> None:
     chain = another_chain(remembering)
-    engine = remembering.app.state.registry.get("tinylm")
+    engine = remembering.app.state.registry.states()["tinylm", "1"].engine
     assert chains_run(remembering, "tinylm", [list(engine.encode("12+7="))]) == [chain]
 
 

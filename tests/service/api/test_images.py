@@ -78,7 +78,7 @@ def test_networks_of_stages_are_served_with_what_layers_they_have(
 def test_clients_see_how_pixels_are_prepared_and_what_classes_are_called(images: Served) -> None:
     told = images.client.get("/models/resnet-50").json()[0]
     assert told["image"] == {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
-    assert told["labels"] == [f"class {i}" for i in range(5)]
+    assert told["classes"] == [f"class {i}" for i in range(5)]
     assert told["inputs"] == [{"name": "pixel_values", "datatype": "FP32", "shape": [-1, 3, 48, 48]}]
     assert told["provenance"]["layers"] == "stage 2 block 2 to stage 2 block 3"
 

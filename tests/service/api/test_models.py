@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +39,7 @@ def test_unknown_models_are_named_with_those_there_are(server: Any, problem: Any
     problem(server.client.get("/models/absent"), 404, "absent", "tinylm/1")
     problem(server.client.post("/models/absent/load"), 404, "absent", "tinylm")
     problem(server.client.post("/models/absent/unload"), 404, "absent", "tinylm/1")
-    problem(server.client.post("/models/tinylm/load", params={"version": "7"}), 404, "'7'", "'1'")
+    problem(server.client.post("/models/tinylm/load", params={"version": "7"}), 404, "'7'", "tinylm/1")
     problem(server.client.post("/models/tinylm/unload", params={"version": "7"}), 404, "'7'", "tinylm/1")
     problem(server.client.post("/models/..%2Ftinylm/load"), 404)
 
@@ -248,3 +249,113 @@ def test_model_that_fails_its_first_run_does_not_load(serve: Any, pace: Any, pro
         pace.fault = ""
         server.predict("tinymlp", [ROW])
         assert pace.num_passes == 1
+
+
+def _publish(repository: Path, version: str, **members: Any) -> Path:
+    hidden = Path(shutil.copytree(repository / "tinymlp" / "1", repository / f".tinymlp-{version}"))
+    _edit(hidden, version=version, **members)
+    return hidden.rename(repository / "tinymlp" / version)
+
+
+def test_versions_are_followed_and_named_by_labels_in_every_dialect(repository: Path, serve: Any, problem: Any) -> None:
+    with serve(repository=repository, reload_s=0.05) as server:
+        _publish(repository, "2")
+        labels = {"labels": {"stable": "1", "canary": "2"}, "split": {"stable": 3, "canary": 1}}
+        (repository / "tinymlp" / "settings.json").write_text(json.dumps(labels))
+        while server.client.get("/models/tinymlp").json()[-1]["labels"] != ["canary"]:
+            threading.Event().wait(0.01)
+        found = {one["version"]: one for one in server.client.get("/models/tinymlp").json()}
+        assert {version: (one["state"], one["labels"], one["split"]) for version, one in found.items()} == {
+            "1": ("ready", ["stable"], 3),
+            "2": ("ready", ["canary"], 1),
+        }
+        answered = [server.predict("tinymlp", [ROW])["version"] for _ in range(8)]
+        assert sorted(answered) == ["1"] * 6 + ["2"] * 2
+        assert server.predict("tinymlp", [ROW], version="canary")["version"] == "2"
+        assert server.predict("tinymlp@canary", [ROW])["version"] == "2"
+        assert server.client.get("/v2/models/tinymlp/versions/canary/ready").status_code == 200
+        told = server.post("/v1/models/tinymlp@canary:predict", instances=[ROW]).json()
+        assert (told["model_name"], told["model_version"]) == ("tinymlp", "2")
+        inputs = [{"name": "inputs", "shape": [1, 6], "datatype": "FP32", "data": [ROW]}]
+        inputs[0]["name"] = found["1"]["inputs"][0]["name"]
+        told = server.post("/v2/models/tinymlp/versions/canary/infer", inputs=inputs).json()
+        assert told["model_version"] == "2"
+        problem(server.post("/predict", model="tinymlp", version="beta", inputs=[ROW]), 404, "'beta'", "canary")
+        problem(server.post("/predict", model="tinymlp@beta", inputs=[ROW]), 404, "'beta'", "canary")
+        assert server.metric("fathom_repository_reloads_total", outcome="done") >= 1
+
+
+def test_language_models_take_labels_after_an_at_sign(repository: Path, serve: Any) -> None:
+    (repository / "tinylm" / "settings.json").write_text(json.dumps({"labels": {"stable": "1"}}))
+    with serve(repository=repository) as server:
+        for body in ({"model": "tinylm@stable"}, {"model": "tinylm", "version": "stable"}):
+            told = server.post("/v1/completions", prompt="1+1=", max_tokens=2, **body).json()
+            assert (told["model"], told["choices"][0]["fathom"]["version"]) == ("tinylm", "1")
+        assert server.client.get("/v1/models/tinylm@stable").json()["id"] == "tinylm"
+
+
+def test_repository_is_looked_at_again_on_demand(repository: Path, serve: Any, problem: Any) -> None:
+    with serve(repository=repository, backend="onnx") as server:
+        _cut(_publish(repository, "2"))
+        found = {(one["name"], one["version"]): one for one in server.client.post("/models/reload").json()}
+        assert found["tinymlp", "1"]["state"] == "ready"
+        assert found["tinymlp", "2"]["state"] == "failed"
+        assert "head.onnx" in found["tinymlp", "2"]["reason"]
+        assert server.metric("fathom_model_load_failures_total", model="tinymlp", version="2") == 1
+        assert server.metric("fathom_repository_reloads_total", outcome="failed") == 1
+        (repository / "tinymlp" / "settings.json").write_text('{"lables": {}}')
+        (one, _) = [one for one in server.client.post("/models/reload").json() if one["name"] == "tinymlp"]
+        assert "tinymlp/settings.json: lables: there is no such field" in one["reason"]
+        assert server.predict("tinymlp", [ROW])["version"] == "1"
+        shutil.rmtree(repository)
+        problem(server.client.post("/models/reload"), 409, "cannot be read")
+        assert server.predict("tinymlp", [ROW])["version"] == "1"
+
+
+def test_only_signed_versions_serve_where_there_is_a_key(repository: Path, serve: Any, tmp_path: Path) -> None:
+    from models.signature import sign
+
+    private, public = tmp_path / "key.pem", tmp_path / "key.pub"
+    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", private], check=True, capture_output=True)
+    subprocess.run(["openssl", "pkey", "-in", private, "-pubout", "-out", public], check=True)
+    sign(repository / "tinymlp" / "1", private)
+    with serve(repository=repository, repository_key=public) as server:
+        found = {one["name"]: one for one in server.client.get("/models").json()}
+        assert found["tinymlp"]["state"] == "ready"
+        assert found["tinylm"]["state"] == "failed"
+        assert "tinylm/1 has no signature" in found["tinylm"]["reason"]
+
+
+def _edit_whole(directory: Path, **members: Any) -> None:
+    """What an export with --overwrite does, as far as a server can tell."""
+    hidden = Path(shutil.copytree(directory, directory.parent.parent / ".again"))
+    _edit(hidden, **members)
+    shutil.rmtree(directory)
+    hidden.rename(directory)
+
+
+def _num_devices() -> int:
+    return len([thread for thread in threading.enumerate() if thread.name == "fathom-device"])
+
+
+def test_streams_and_searches_end_on_the_version_they_began_on(repository: Path, serve: Any, pace: Any) -> None:
+    with serve(repository=repository) as server:
+        pace.seconds, devices = 0.02, _num_devices()
+        text = {"model": "tinylm", "inputs": ["1+1="], "stream": True, "parameters": {"max_new_tokens": 20}}
+        wanted = {"model": "tinylm", "input": "1+1=", "target": "99", "budget": {"simulations": 40}}
+        job = server.post("/cola/jobs", **wanted).json()["id"]
+        with server.client.stream("POST", "/predict", json=text) as stream:
+            lines = stream.iter_lines()
+            assert next(lines) == "event: token"
+            _edit_whole(repository / "tinylm" / "1", provenance={"note": "again"})
+            (info, _) = server.client.post("/models/reload").json()
+            assert info["provenance"] == {"note": "again"}
+            assert [line for line in lines if line.startswith("event:")][-1] == "event: done"
+        found = server.client.get(f"/cola/jobs/{job}").json()
+        assert found["state"] in ("queued", "running"), found["reason"]
+        pace.seconds = 0.0
+        while (found := server.client.get(f"/cola/jobs/{job}").json())["state"] in ("queued", "running"):
+            threading.Event().wait(0.02)
+        assert found["state"] == "done", found["reason"]
+        while _num_devices() > devices:
+            threading.Event().wait(0.01)

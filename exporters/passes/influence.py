@@ -1,0 +1,80 @@
+"""How much each layer, and each half of one, changes the residual stream: what is changed least is missed least."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from exporters.passes.samples import Sample
+from models.errors import InputError
+from models.layered import LayeredModel
+from models.lm.block import Layer
+from models.lm.model import LanguageModel
+
+Unit: TypeAlias = Literal["layer", "attention", "mlp"]
+
+
+def influence(model: LayeredModel, samples: Iterable[Sample], unit: Unit = "layer") -> list[float]:
+    """Per layer, one minus the mean cosine of what the stream is before and after it, over all tokens.
+
+    Of whole layers ShortGPT's block influence (arXiv 2403.03853, section 3.1); of a layer's attention or MLP LLM-Drop's
+    (arXiv 2406.15786, section 3.1). Raises InputError for a half of layers that have none.
+    """
+    if unit != "layer" and not isinstance(model, LanguageModel):
+        raise InputError(f"layers of {type(model).__name__} have no {unit} of their own; drop whole layers")
+    similar: defaultdict[int, list[Tensor]] = defaultdict(list)
+    with _watched(model, unit, similar), torch.inference_mode():
+        for sample in samples:
+            model(sample.inputs)
+    return [1.0 - float(torch.cat(similar[layer]).mean()) for layer in range(len(model.layers))]
+
+
+@contextmanager
+def _watched(model: LayeredModel, unit: Unit, similar: Mapping[int, list[Tensor]]) -> Iterator[None]:
+    handles = [_watch(layer, unit, similar[i]) for i, layer in enumerate(model.layers)]
+    try:
+        yield
+    finally:
+        for handle in (handle for several in handles for handle in several):
+            handle.remove()
+
+
+def _watch(layer: nn.Module, unit: Unit, similar: list[Tensor]) -> list[Any]:
+    """Hooks that note the cosine of every token's stream before and after."""
+    if unit == "layer":
+        return [layer.register_forward_hook(lambda _, inputs, found: similar.append(_cosine(inputs[0], _first(found))))]
+    assert isinstance(layer, Layer)
+    stream: dict[str, Tensor] = {}
+
+    def begin(_: nn.Module, inputs: Any) -> None:
+        stream["before"] = inputs[0]
+
+    def attended(_: nn.Module, inputs: Any, added: Tensor) -> None:
+        if unit == "attention":
+            similar.append(_cosine(stream["before"], stream["before"] + added))
+        elif not layer.is_parallel:
+            stream["before"] = stream["before"] + added
+
+    def thought(_: nn.Module, inputs: Any, added: Tensor) -> None:
+        if unit == "mlp":
+            similar.append(_cosine(stream["before"], stream["before"] + added))
+
+    hooks = [
+        layer.attention_out_norm.register_forward_hook(attended),
+        layer.mlp_out_norm.register_forward_hook(thought),
+    ]
+    return [layer.register_forward_pre_hook(begin), *hooks]
+
+
+def _cosine(before: Tensor, after: Tensor) -> Tensor:
+    """[..., D] twice -> one number for each token"""
+    return F.cosine_similarity(before.float(), after.float(), dim=-1).flatten()
+
+
+def _first(outputs: Any) -> Tensor:
+    first: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
+    return first

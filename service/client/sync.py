@@ -1,0 +1,190 @@
+"""A client that waits."""
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, Self, TypeVar, Unpack
+
+import httpx
+
+from service.client import calls
+from service.client.asking import Asking, Inputs, Sampling, Searching, Terms, arrays_of
+from service.client.binary import DTYPES
+from service.client.calls import Call
+from service.client.errors import InvalidError, ProblemError, TimeOverError, UnavailableError, UnreachableError
+from service.client.events import Tokens
+from service.client.results import Health, ModelInfo, Prediction, Search, Tensor, Token
+from service.client.retry import Attempts, Retries
+
+T = TypeVar("T")
+URL, TIMEOUT_S = "http://localhost:8000", 60.0
+# Connections that idle are given up before the server does so, which would break a call that takes one up again.
+LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=4.0)
+
+
+class Client:
+    """A server, called over HTTP and waited for. Threads may share it; close it, or leave its `with` block.
+
+    `timeout` is seconds for a whole call, retries included, where the call names none; None is no bound. Calls raise
+    ProblemError by status, UnreachableError or TimeOverError, which are all ClientError.
+    """
+
+    def __init__(
+        self,
+        url: str = URL,
+        *,
+        timeout: float | None = TIMEOUT_S,
+        retries: Retries | None = None,
+        client_id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        named = headers_of(client_id, headers)
+        self._http = httpx.Client(base_url=address(url), headers=named, limits=LIMITS, transport=transport)
+        self._timeout_s, self._retries = timeout, retries or Retries()
+        self._takes: dict[tuple[str, str | None], tuple[Tensor, ...]] = {}
+
+    def predict(self, model: str, inputs: Inputs, **asked: Unpack[Asking]) -> Prediction:
+        """Run every input along its chain: texts, token ids, rows, or arrays [B, ...], which travel as bytes."""
+        arrays = arrays_of(inputs)
+        attempts = self._begin(asked)
+        takes = None if arrays is None else self._inputs_of(model, asked, attempts)
+        if arrays is None or takes is None:
+            return self._call(calls.predict(model, inputs, asked), attempts)
+        try:
+            return self._call(calls.infer(model, arrays, takes, asked), attempts)
+        except InvalidError:
+            self._takes.clear()  # a model may be another by now
+            raise
+
+    def stream(self, model: str, prompt: Inputs, **asked: Unpack[Sampling]) -> "Stream":
+        """Tokens of one text as they come; who stops listening stops the work."""
+        call, attempts = calls.stream(model, prompt, asked), self._begin(asked)
+        while True:
+            try:
+                return Stream(self._open(call, attempts))
+            except (httpx.TransportError, ProblemError) as error:
+                pause_s = attempts.pause_s(error, call.is_repeatable)
+            time.sleep(pause_s)
+
+    def search(self, model: str, sample: Any, **asked: Unpack[Searching]) -> Search:
+        """Search the chain of one sample: a text, token ids or a row."""
+        return self._call(calls.search(model, sample, asked), self._begin(asked))
+
+    def models(self, **asked: Unpack[Terms]) -> tuple[ModelInfo, ...]:
+        """Every version there is, loaded or not."""
+        return self._call(calls.models(asked), self._begin(asked))
+
+    def load(self, model: str, version: str | None = None, **asked: Unpack[Terms]) -> ModelInfo:
+        """Load a version, the latest by default; returns when it serves."""
+        return self._call(calls.load(model, version, asked), self._begin(asked))
+
+    def unload(self, model: str, version: str | None = None, **asked: Unpack[Terms]) -> None:
+        """Unload a version, or all of a model, once they have answered what they accepted."""
+        self._call(calls.unload(model, version, asked), self._begin(asked))
+
+    def health(self, **asked: Unpack[Terms]) -> Health:
+        """How the server is, asked once; that it is not there is an answer too."""
+        attempts = Attempts(Retries(0), asked.get("timeout", self._timeout_s))
+        try:
+            return self._call(calls.ready(), attempts)
+        except UnavailableError as error:
+            return Health(live=True, ready=False, detail=error.detail)
+        except (UnreachableError, TimeOverError) as error:
+            return Health(live=False, ready=False, detail=str(error))
+
+    def metrics(self, **asked: Unpack[Terms]) -> str:
+        """Everything the server counts, in Prometheus text format."""
+        return self._call(calls.metrics(), self._begin(asked))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    def _begin(self, asked: Mapping[str, Any]) -> Attempts:
+        return Attempts(self._retries, asked.get("timeout", self._timeout_s))
+
+    def _inputs_of(self, model: str, asked: Asking, attempts: Attempts) -> tuple[Tensor, ...] | None:
+        """What the model takes as bytes, asked for once; None for a language model, which takes texts."""
+        key = model, asked.get("version")
+        if key not in self._takes:
+            self._takes[key] = self._call(calls.takes(model, asked), attempts)
+        found = self._takes[key]
+        return found if all(one.datatype in DTYPES for one in found) else None
+
+    def _call(self, call: Call[T], attempts: Attempts) -> T:
+        while True:
+            try:
+                response = self._open(call, attempts)
+                response.read()
+                return call.read(response)
+            except (httpx.TransportError, ProblemError) as error:
+                pause_s = attempts.pause_s(error, call.is_repeatable)
+            time.sleep(pause_s)
+
+    def _open(self, call: Call[Any], attempts: Attempts) -> httpx.Response:
+        """Send; the response's body is still to be read. Raises ProblemError or httpx.TransportError."""
+        headers, left_s = call.request_headers(attempts), attempts.left_s()
+        request = self._http.build_request(
+            call.method, call.path, content=call.content, headers=headers, timeout=left_s
+        )
+        response = self._http.send(request, stream=True)
+        if not response.is_success:
+            response.read()
+            calls.check(response)
+        return response
+
+
+class Stream:
+    """Tokens as they come; `result` is the whole prediction once they ended. To close it is to cancel it."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self._response = response
+        self._tokens = Tokens(response.headers.get("x-request-id", ""))
+
+    @property
+    def result(self) -> Prediction | None:
+        return self._tokens.result
+
+    def __iter__(self) -> Iterator[Token]:
+        try:
+            for line in self._response.iter_lines():
+                if (token := self._tokens.take(line)) is not None:
+                    yield token
+            self._tokens.finish()
+        except httpx.TransportError as error:
+            raise broken(error) from error
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Stop listening; the server stops too."""
+        self._response.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+
+def address(url: str) -> str:
+    """A URL, of which the scheme may be left out."""
+    return url if "://" in url else f"http://{url}"
+
+
+def headers_of(client_id: str | None, headers: Mapping[str, str] | None) -> dict[str, str]:
+    """What every call of a client says."""
+    return {**(headers or {}), **({} if client_id is None else {"x-client-id": client_id})}
+
+
+def broken(error: httpx.TransportError) -> UnreachableError | TimeOverError:
+    """The error of a stream that broke."""
+    if isinstance(error, httpx.TimeoutException):
+        return TimeOverError("the next token took longer than the call had time; allow more")
+    return UnreachableError(f"the stream broke off: {type(error).__name__}: {error}; ask again")

@@ -1,0 +1,72 @@
+"""From the files of a version to what an engine is made of. Blocks: done in a thread beside the event loop."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from models.artifact import LanguageSpec, Manifest, Verify, read_manifest
+from models.errors import ArtifactError, BackendError
+from models.lm.tokenizer import Tokenizer
+from service.backends.open import item_bytes, num_pages_within, open_backend
+from service.backends.protocol import Backend
+from service.engine.engine import Engine, EngineLimits
+from service.engine.language import LanguageEngine
+from service.engine.tensor import TensorEngine
+from service.engine.warm import warm_up
+from service.metrics import Metrics, ModelMetrics
+from service.repository.limits import limits_of
+from service.settings import Settings
+
+if TYPE_CHECKING:
+    from models.lm.chat import ChatTemplate
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What an engine is made of."""
+
+    manifest: Manifest
+    backend: Backend
+    limits: EngineLimits
+    tokenizer: Tokenizer | None
+    chat: "ChatTemplate | None"
+
+
+def open_version(directory: Path, settings: Settings, verify: Verify | None = None) -> Opened:
+    """Check a version's files, load them and run them once. Raises FathomError; then nothing stays open."""
+    manifest = read_manifest(directory, verify)
+    if (manifest.name, manifest.version) != (directory.parent.name, directory.name):
+        raise ArtifactError(f"{directory} holds {manifest.name!r} version {manifest.version!r}; export it again")
+    limits, language = limits_of(manifest, settings), manifest.language
+    tokenizer = Tokenizer(directory / language.tokenizer) if language else None
+    chat = _chat(language, directory) if language else None
+    size = settings.kv_page_tokens
+    number = item_bytes(manifest, settings.backend, settings.dtype)
+    pages = num_pages_within(manifest, settings.max_batch_rows, settings.kv_bytes, size, number)
+    backend = open_backend(
+        manifest, directory, settings.backend, settings.device, settings.num_threads, pages, size, settings.dtype
+    )
+    if settings.warm_up:
+        try:
+            warm_up(manifest, backend, limits.batch)
+        except BackendError:
+            backend.close()
+            raise
+    return Opened(manifest, backend, limits, tokenizer, chat)
+
+
+def engine_of(opened: Opened, metrics: Metrics) -> Engine:
+    """The engine, its device thread started. To be called on the event loop."""
+    manifest, backend, limits = opened.manifest, opened.backend, opened.limits
+    bound = ModelMetrics(metrics, manifest.name, manifest.version)
+    if opened.tokenizer is None:
+        return TensorEngine(manifest, backend, limits, bound)
+    return LanguageEngine(manifest, backend, limits, bound, opened.tokenizer, opened.chat)
+
+
+def _chat(language: LanguageSpec, directory: Path) -> "ChatTemplate | None":
+    if language.chat_template is None:
+        return None
+    from models.lm.chat import ChatTemplate  # Jinja's start-up is left to those who need it
+
+    return ChatTemplate((directory / language.chat_template).read_text(), language.special_tokens)

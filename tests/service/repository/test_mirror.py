@@ -1,0 +1,268 @@
+"""Repositories behind a URL, a real S3 (moto's server) and a plain web server: copies, and all that can go wrong."""
+
+import functools
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.artifact import read_manifest
+from models.errors import ArtifactError, UnavailableError
+from models.signature import sign
+from service.repository.mirror import Mirror
+from service.repository.slots import Holding
+
+pytestmark = pytest.mark.anyio
+ROW = [1.0, 0.0, 2.0, 0.5, 1.5, 3.0]
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder, notes what was asked for, and can be told to fail."""
+
+    asked: list[str]
+    is_down = False
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        if self.is_down:
+            self.send_error(503)
+        else:
+            super().do_GET()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def web(repository: Any) -> Iterator[tuple[str, type[Quiet]]]:
+    """The repository behind a plain web server: its URL, and the handler."""
+    handler = type("Handler", (Quiet,), {"asked": []})
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(handler, directory=str(repository.path))
+    )
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", handler
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[Any]:
+    """A client of an S3 of this machine, with a bucket; fsspec finds it by the environment, as it finds any other."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        import boto3
+
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="models")
+        yield client
+        client.close()
+    server.stop()
+
+
+def upload(s3: Any, folder: Path, prefix: str) -> None:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            s3.upload_file(str(path), "models", f"{prefix}/{path.relative_to(folder).as_posix()}")
+
+
+def hashed(manifest_folder: Path) -> dict[str, str]:
+    return {name: record.sha256 for name, record in read_manifest(manifest_folder).files.items()}
+
+
+async def answering(registry: Any, name: str = "mine", version: str | None = None) -> str:
+    with Holding():
+        engine = await registry.get(name, version)
+        await engine.infer([ROW], "full")
+        return str(engine.manifest.version)
+
+
+async def test_bucket_serves_and_is_followed(repository: Any, opened: Any, s3: Any, tmp_path: Path) -> None:
+    first = repository.publish("mine", "1")
+    upload(s3, first, "prod/mine/1")
+    s3.put_object(Bucket="models", Key="prod/mine/settings.json", Body=json.dumps({"labels": {"stable": "1"}}))
+    s3.put_object(Bucket="models", Key="prod/notes.txt", Body=b"no model")
+    cache = tmp_path / "cache"
+    async with opened(repository="s3://models/prod/", cache=cache, backend="onnx") as registry:
+        assert await answering(registry, version="stable") == "1"
+        (copy,) = cache.glob("*/mine/1")
+        assert hashed(copy) == hashed(first)
+        upload(s3, repository.publish("mine", "2"), "prod/mine/2")
+        await registry.reload()
+        assert await answering(registry) == "2"
+        assert await answering(registry, version="stable") == "1"
+        for one in s3.list_objects_v2(Bucket="models", Prefix="prod/mine/2/")["Contents"]:
+            s3.delete_object(Bucket="models", Key=one["Key"])
+        await registry.reload()
+        assert await answering(registry) == "1"
+        assert list(registry.states()) == [("mine", "1")] or registry.states()["mine", "2"].state == "unloading"
+
+
+async def test_web_server_serves_and_only_what_changed_is_fetched(
+    repository: Any, opened: Any, web: tuple[str, type[Quiet]], tmp_path: Path
+) -> None:
+    url, handler = web
+    repository.publish("mine", "1")
+    repository.publish("mine", "2")
+    async with opened(repository=url, cache=tmp_path / "cache") as registry:
+        assert await answering(registry) == "2"
+        assert not [path for path in handler.asked if path.startswith("/mine/1/") and path.endswith(".onnx")]
+        handler.asked.clear()
+        await registry.reload()
+        repository.publish("mine", "3", provenance={"note": "the same files"})
+        await registry.reload()
+        assert await answering(registry) == "3"
+    fetched = [path for path in handler.asked if path.endswith(".onnx")]
+    assert {path.split("/")[2] for path in fetched} == {"3"}
+    handler.asked.clear()
+    async with opened(repository=url, cache=tmp_path / "cache") as registry:  # another process, the same cache
+        assert await answering(registry) == "3"
+    assert [path for path in handler.asked if path.endswith(".onnx")] == []
+
+
+async def test_copies_serve_while_the_place_cannot_be_reached(
+    repository: Any, opened: Any, web: tuple[str, type[Quiet]], tmp_path: Path
+) -> None:
+    url, handler = web
+    repository.publish("mine", "1")
+    repository.settings("mine", labels={"stable": "1"})
+    async with opened(repository=url, cache=tmp_path / "cache") as registry:
+        handler.is_down = True
+        with pytest.raises(ArtifactError, match="cannot be read"):
+            await registry.reload()
+        assert await answering(registry) == "1"
+    async with opened(repository=url, cache=tmp_path / "cache") as registry:  # started without it
+        assert await answering(registry, version="stable") == "1"
+        handler.is_down = False
+        repository.publish("mine", "2")
+        await registry.reload()
+        assert await answering(registry) == "2"
+
+
+def _flip(directory: Path) -> None:
+    path = directory / "onnx" / "head.onnx"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+
+def _edit(directory: Path, **members: Any) -> None:
+    path = directory / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **members}))
+
+
+def _leave(name: str) -> Callable[[Path], None]:
+    return lambda directory: _edit(directory, files={name: {"sha256": "0" * 64, "size_bytes": 0}}, forms={})
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (_flip, "head.onnx is not the exported file"),
+        (
+            lambda directory: (directory / "onnx" / "head.onnx").unlink(),
+            "head.onnx cannot be read: FileNotFoundError",
+        ),
+        (lambda directory: _edit(directory, surprise=1), "not a valid manifest: surprise"),
+        (_leave("../../../escaped"), "names '../../../escaped', which lies outside"),
+        (_leave("/tmp/escaped"), "names '/tmp/escaped', which lies outside"),
+        (_leave("..\\\\escaped"), "which lies outside"),
+    ],
+)
+async def test_what_is_not_right_is_never_visible(
+    damage: Callable[[Path], object], words: str, repository: Any, opened: Any, web: tuple[str, Any], tmp_path: Path
+) -> None:
+    repository.publish("mine", "1")
+    cache = tmp_path / "cache"
+    async with opened(repository=web[0], cache=cache) as registry:
+        damage(repository.publish("mine", "2"))
+        await registry.reload()
+        assert await answering(registry) == "1"
+        with pytest.raises(UnavailableError, match=words):
+            await answering(registry, version="2")
+        assert sorted(path.name for path in cache.glob("*/mine/*")) == ["1"]
+        assert not list(cache.glob("*/.fetch-*"))
+        assert not list(tmp_path.rglob("escaped"))
+        repository.publish("mine", "2")
+        await registry.reload()
+        assert await answering(registry) == "2"
+
+
+async def test_copy_that_was_changed_is_fetched_again(
+    repository: Any, opened: Any, web: tuple[str, Any], tmp_path: Path
+) -> None:
+    repository.publish("mine", "1")
+    async with opened(repository=web[0], cache=tmp_path / "cache"):
+        (copy,) = (tmp_path / "cache").glob("*/mine/1")
+    _flip(copy)
+    async with opened(repository=web[0], cache=tmp_path / "cache") as registry:
+        assert await answering(registry) == "1"
+
+
+def test_empty_or_wrong_places_are_refused(tmp_path: Path, web: tuple[str, Any]) -> None:
+    with pytest.raises(ArtifactError, match="has no versions"):
+        Mirror(web[0], tmp_path).refresh()
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        Mirror(f"{web[0]}/nowhere", tmp_path).refresh()
+    with pytest.raises(ArtifactError, match="nonsense"):
+        Mirror("nonsense://bucket", tmp_path)
+
+
+def test_password_of_a_url_is_not_told(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError) as caught:
+        Mirror("http://ada:secret@127.0.0.1:9/models", tmp_path).refresh()
+    assert "secret" not in str(caught.value)
+
+
+def test_leftovers_of_a_download_that_was_cut_off_go(repository: Any, web: tuple[str, Any], tmp_path: Path) -> None:
+    repository.publish("mine", "1")
+    for name, age_s in ((".fetch-old", 3 * 86400.0), (".fetch-new", 0.0)):
+        (tmp_path / name).mkdir()
+        then = (tmp_path / name).stat().st_mtime - age_s
+        os.utime(tmp_path / name, (then, then))
+    Mirror(web[0], tmp_path).refresh()
+    assert [path.name for path in tmp_path.glob(".fetch-*")] == [".fetch-new"]
+    shutil.rmtree(tmp_path / ".fetch-new")
+
+
+async def test_models_without_room_are_not_fetched(
+    repository: Any, opened: Any, web: tuple[str, type[Quiet]], tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        directory = repository.publish(name, "1")
+    size = sum(record.size_bytes for record in read_manifest(directory).files.values())
+    async with opened(repository=web[0], cache=tmp_path / "cache", models_bytes=size) as registry:
+        assert sorted(path.name for path in tmp_path.glob("cache/*/*")) == ["a"]
+        assert await answering(registry, "b") == "1"
+        assert sorted(path.name for path in tmp_path.glob("cache/*/*")) == ["a", "b"]
+
+
+async def test_only_signed_versions_are_fetched(
+    repository: Any, opened: Any, web: tuple[str, type[Quiet]], tmp_path: Path
+) -> None:
+    private, public = tmp_path / "key.pem", tmp_path / "key.pub"
+    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", private], check=True, capture_output=True)
+    subprocess.run(["openssl", "pkey", "-in", private, "-pubout", "-out", public], check=True)
+    sign(repository.publish("mine", "1"), private)
+    repository.publish("mine", "2")
+    async with opened(repository=web[0], cache=tmp_path / "cache", repository_key=public) as registry:
+        with pytest.raises(ArtifactError, match=r"http://.*/mine/2 has no signature manifest.sig"):
+            await registry.load("mine")
+        await registry.load("mine", "1")
+        assert await answering(registry) == "1"
+        assert [path.name for path in tmp_path.glob("cache/*/mine/*")] == ["1"]
