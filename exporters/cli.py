@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from exporters.export import Report
+    from exporters.forms import Report
     from exporters.publish import Exported
 
 Repository = Annotated[Path, typer.Option(help="Folder of served models.")]

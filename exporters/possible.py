@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from exporters.export import FORMATS, Report, write_forms
+from exporters.export import FORMATS
+from exporters.forms import Report, write_forms
 from exporters.split import split
 from models.artifact import Format
 from models.checkpoint import load_checkpoint
