@@ -12,7 +12,7 @@ from models.artifact import Datatype, Form, Format, Manifest, TensorSpec
 from models.errors import ArtifactError, InputError
 
 if TYPE_CHECKING:
-    from exporters.export import Report
+    from exporters.forms import Report
 
 _FORMATS: Mapping[str, Format] = {".onnx": "onnx", ".pt": "torchscript", ".pth": "torchscript"}
 # The modules that read each format, imported when one is adopted: a runtime takes a second and more to load.

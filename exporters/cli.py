@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from exporters.export import Report
+    from exporters.forms import Report
     from exporters.publish import Exported
 
 Repository = Annotated[Path, typer.Option(help="Folder of served models.")]
@@ -23,7 +23,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print directory, manifest 
 def export(
     model: Annotated[str, typer.Argument(help="Checkpoint directory, or the name of a shipped model.")],
     formats: Annotated[
-        str, typer.Option(help="What to write, separated by commas; also onnx-fp16, onnx-int8, onnx-int4.")
+        str,
+        typer.Option(
+            help="What to write, separated by commas; also onnx-fp16, onnx-int8, onnx-int4, onnx-scan, pt2, aoti."
+        ),
     ] = "onnx,torchscript,safetensors",
     repository: Repository = Path("repository"),
     name: Annotated[str | None, typer.Option(help="Name to serve it under; else the directory's.")] = None,
@@ -33,8 +36,14 @@ def export(
         bool, typer.Option("--allow-loss", help="Keep a form of fewer bits whatever it loses on held-out samples.")
     ] = False,
     as_json: AsJson = False,
+    is_listing: Annotated[
+        bool, typer.Option("--list", help="Only try every format on the first layer and say what the model can become.")
+    ] = False,
 ) -> None:
     """Write a trained model as files that serve, each format held against eager torch."""
+    if is_listing:
+        _list(model, as_json)
+        return
     with _progress(f"export {model}") as report:
         from exporters.export import export_checkpoint, find_checkpoint, parse_formats
 
@@ -77,6 +86,29 @@ def adopt(
         specs = [parse_input(text) for text in given or ()]
         exported = adopt_file(Path(source), repository, name, model_version, specs, overwrite)
     _show(exported, as_json)
+
+
+def _list(model: str, as_json: bool) -> None:
+    """Print what a model can become, and why not."""
+    import json
+    from dataclasses import asdict
+
+    with _progress(f"try {model}") as report:
+        from exporters.export import find_checkpoint
+        from exporters.possible import try_formats
+
+        found = try_formats(find_checkpoint(model), report)
+    if as_json:
+        typer.echo(json.dumps(asdict(found), indent=2))
+        return
+    depth = f"{found.num_layers} layers, the first one tried" if found.num_layers else "served whole"
+    typer.echo(f"{model}: {found.kind}, {depth}")
+    typer.echo(f"  {'safetensors':<12} yes  the checkpoint itself")
+    for format, tried in found.written.items():
+        size = f"{tried.size_bytes / 1e6:.2f} MB{' a layer' if tried.is_layer else ''}"
+        typer.echo(f"  {format:<12} yes  {size}, differs from eager torch by at most {tried.max_abs:.1e}")
+    for format, reason in found.refused.items():
+        typer.echo(f"  {format:<12} no   {reason}")
 
 
 @contextmanager

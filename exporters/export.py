@@ -1,31 +1,30 @@
 """A checkpoint to one version of a model repository: written, held against eager torch, hashed, published.
 
-Knows which formats there are and what the manifest says; knows neither how a format is written nor who reads it.
+Knows what the manifest says of a model; knows neither how its formats are written nor who reads them.
 """
 
 import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version as installed
-from itertools import count
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeAlias, get_args
+from typing import Any, get_args
 
 import models
-from exporters import onnx, precision, safetensors, scan, torchscript
+from exporters import precision
 from exporters.describe_encoder import TOKENIZER, encoder_spec
-from exporters.heldout import MAX_LOSS, HeldOut, read_heldout
-from exporters.parts import Parts, Runs, row_cost, visit_cost
+from exporters.forms import Report, write_forms
+from exporters.heldout import MAX_LOSS, read_heldout
+from exporters.parts import Parts, row_cost, visit_cost
 from exporters.passes.rewrite import OURS
 from exporters.publish import Exported, file_records, new_version
 from exporters.split import split
-from exporters.verify import TOLERANCE, verify
 from models.artifact import Form, Format, LanguageSpec, LayersSpec, Manifest, file_record
 from models.checkpoint import load_checkpoint, read_raw
-from models.errors import ArtifactError, FathomError, InputError, UnknownModelError
+from models.errors import ArtifactError, InputError, UnknownModelError
 from models.layered import LayeredModel
 from models.lm.chat import TEMPLATE, ChatTemplate, find_template, special_tokens
 from models.lm.model import LanguageModel
@@ -38,14 +37,7 @@ from models.vision.vit import VisionTransformer
 FORMATS: tuple[Format, ...] = get_args(Format)
 # Those that lose nothing.
 EXACT: tuple[Format, ...] = ("onnx", "torchscript", "safetensors")
-# What happened, which step of the export this was, how many there are.
-Report: TypeAlias = Callable[[str, int, int], None]
 
-_SUFFIX: Mapping[Format, str] = {
-    "onnx": onnx.SUFFIX,
-    "torchscript": torchscript.SUFFIX,
-    **dict.fromkeys(precision.BITS, onnx.SUFFIX),
-}
 # Facts a model card states in a sentence or in its table.
 _CARD_FACTS = {"licence": r"(?i)\blicen[cs]e:\s*(\w[\w.+-]*\w)", "recipe": r"(?m)^\| command \| `([^`]+)`"}
 
@@ -75,7 +67,10 @@ def export_checkpoint(
         is_lossy = any(format in precision.BITS for format in formats)
         heldout = read_heldout(checkpoint, parts, language) if is_lossy else None
         bound = 1.0 if allow_loss else MAX_LOSS
-        forms, refused = _write_forms(parts, checkpoint, folder, formats, report, heldout, bound)
+        forms, refused = write_forms(parts, checkpoint, folder, formats, report, heldout, bound)
+        if not forms:
+            reasons = "; ".join(f"{format}: {reason}" for format, reason in refused.items())
+            raise ArtifactError(f"no format of {checkpoint} could be exported: {reasons}")
         manifest = Manifest(
             name=name,
             version=version,
@@ -111,103 +106,6 @@ def parse_formats(text: str) -> tuple[Format, ...]:
     if unknown:
         raise InputError(f"{unknown} in {text!r} are no formats; choose from {','.join(FORMATS)}")
     return tuple(format for format in FORMATS if format in names)
-
-
-def _write_forms(
-    parts: Parts,
-    checkpoint: Path,
-    folder: Path,
-    formats: Sequence[Format],
-    report: Report,
-    heldout: HeldOut | None,
-    max_loss: float,
-) -> tuple[dict[Format, Form], dict[Format, str]]:
-    forms: dict[Format, Form] = {}
-    refused: dict[Format, str] = {}
-    files = {"safetensors": len(safetensors.files(checkpoint))}
-    steps, total = count(1), sum(1 + files.get(format, len(parts.layers) + 3) for format in formats)
-    for format in formats:
-        try:
-            for file in _write_form(format, parts, checkpoint, folder / format):
-                report(f"{format}/{file}", next(steps), total)
-            forms[format] = _verified(format, parts, folder / format)
-            if format in precision.BITS and heldout:
-                forms[format] = _weighed(forms[format], format, folder, heldout, max_loss)
-            report(f"{format} verified", next(steps), total)
-        except ArtifactError as error:
-            refused[format] = str(error)
-            forms.pop(format, None)
-            shutil.rmtree(folder / format)
-    if not forms:
-        reasons = "; ".join(f"{format}: {reason}" for format, reason in refused.items())
-        raise ArtifactError(f"no format of {checkpoint} could be exported: {reasons}")
-    return forms, refused
-
-
-def _write_form(format: Format, parts: Parts, checkpoint: Path, folder: Path) -> Iterator[str]:
-    folder.mkdir()
-    if format == "onnx":
-        return onnx.write(parts, folder)
-    if format == "torchscript":
-        return torchscript.write(parts, folder)
-    if format in precision.BITS:
-        return precision.write(parts, folder.parent / "onnx", folder, format)
-    if format == "onnx-scan":
-        return scan.write(parts, folder)
-    return safetensors.write(checkpoint, folder)
-
-
-def _verified(format: Format, parts: Parts, folder: Path) -> Form:
-    """The manifest's entry of a written format. Raises ArtifactError if it does not load or is not what torch gives."""
-    if format == "safetensors":  # the very files that `parts` were read from
-        safetensors.check(parts)
-        return Form(whole=f"{format}/{safetensors.entry(folder)[0]}", tolerance=0.0)
-    if format == "onnx-scan":
-        return _scanned(parts, folder)
-    is_lossy, tolerance = format in precision.BITS, precision.TOLERANCES.get(format, TOLERANCE)
-    measured = verify(_load(format, folder, len(parts.layers)), parts, tolerance, is_lossy)
-    *files, whole = (f"{format}/{part.name}{_SUFFIX[format]}" for part in parts)
-    embed, *layers, head = files or (None, None)
-    return Form(
-        embed=embed,
-        layers=tuple(name for name in layers if name),
-        head=head,
-        whole=whole,
-        tolerance=tolerance,
-        is_relative=is_lossy,
-        measured=measured,
-    )
-
-
-def _scanned(parts: Parts, folder: Path) -> Form:
-    try:
-        run = scan.load(folder)
-    except Exception as error:  # the runtime's errors share no class
-        raise ArtifactError(f"the written {scan.NAME} does not load: {error}") from error
-    return Form(whole=f"{folder.name}/{scan.NAME}", tolerance=TOLERANCE, measured=scan.verify(run, parts, TOLERANCE))
-
-
-def _weighed(form: Form, format: Format, folder: Path, heldout: HeldOut, max_loss: float) -> Form:
-    """The entry with what the form loses on held-out samples. Raises ArtifactError if that is more than `max_loss`."""
-    assert form.whole is not None
-    loss = heldout.loss(onnx.open_run(folder / form.whole))
-    if loss.full - loss.form > max_loss:
-        raise ArtifactError(
-            f"{format} answers {loss.form:.1%} of {loss.samples} held-out samples rightly, eager torch "
-            f"{loss.full:.1%}; more than {max_loss:.1%} lost; pass --allow-loss to have it nevertheless"
-        )
-    return form.model_copy(update={"loss": loss})
-
-
-def _load(format: Format, folder: Path, num_layers: int) -> Runs:
-    try:
-        if format == "onnx" or format in precision.BITS:
-            return onnx.load(folder, num_layers)
-        return torchscript.load(folder, num_layers)
-    except FathomError:
-        raise
-    except Exception as error:  # runtimes share no error class
-        raise ArtifactError(f"the written {format} files do not load: {error}") from error
 
 
 def _layers(model: LayeredModel, parts: Parts) -> LayersSpec | None:

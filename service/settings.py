@@ -57,7 +57,9 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     grpc_port: int | None = Field(None, ge=0, le=65535, description="port for gRPC; without one there is no gRPC")
-    backend: BackendName = Field("auto", description="runtime; auto takes onnx, torchscript, eager, or fewer bits")
+    backend: BackendName = Field(
+        "auto", description="runtime; auto takes onnx, torchscript, eager, pt2, aoti, or fewer bits"
+    )
     device: Device = Field("cpu", description="where models run")
     dtype: Dtype = Field(
         "auto", description="precision of the eager backend; auto is float32 on a CPU, as stored on a GPU"

@@ -13,13 +13,17 @@ from service.backends.kv import PAGE_SIZE, page_bytes
 from service.backends.parts import LanguageBackend, Parts, TensorBackend
 from service.backends.protocol import Backend, Dtype
 
-BackendName: TypeAlias = Literal["auto", "onnx", "torchscript", "eager", "fake", "onnx-fp16", "onnx-int8", "onnx-int4"]
+BackendName: TypeAlias = Literal[
+    "auto", "onnx", "torchscript", "eager", "fake", "pt2", "aoti", "onnx-fp16", "onnx-int8", "onnx-int4"
+]
 Device: TypeAlias = Literal["cpu", "cuda"]
 # In order of preference: the fastest runtime whose files are there; fewer bits only where there is nothing else.
 _FORMATS: dict[str, Format] = {
     "onnx": "onnx",
     "torchscript": "torchscript",
     "eager": "safetensors",
+    "pt2": "pt2",
+    "aoti": "aoti",
     "onnx-fp16": "onnx-fp16",
     "onnx-int8": "onnx-int8",
     "onnx-int4": "onnx-int4",
@@ -154,7 +158,9 @@ def _open_torch(
 ) -> tuple[Parts, Arrays]:
     import torch
 
+    from service.backends.aoti import open_aoti
     from service.backends.eager import open_eager
+    from service.backends.pt2 import open_pt2
     from service.backends.torch_arrays import torch_device, torch_dtype
     from service.backends.torchscript import open_torchscript
 
@@ -162,4 +168,5 @@ def _open_torch(
     opened = torch_device(device)
     if name == "eager":
         return open_eager(directory, form, opened, torch_dtype(dtype, opened))
-    return open_torchscript(directory, form, opened)
+    loaders = {"torchscript": open_torchscript, "pt2": open_pt2, "aoti": open_aoti}
+    return loaders[name](directory, form, opened)

@@ -16,6 +16,7 @@ import onnxruntime as ort
 import pytest
 import torch
 
+from exporters.export import export_checkpoint
 from models.artifact import Manifest, read_manifest
 from models.chain import Chain
 from models.checkpoint import load_checkpoint
@@ -28,6 +29,7 @@ from service.backends.onnx import open_onnx, open_session
 from service.backends.open import BackendName, item_bytes, open_backend
 from service.backends.parts import LanguageBackend, Part, Parts, TensorBackend
 from service.backends.protocol import Array, Backend, Dtype, Ints, Rows
+from service.backends.pt2 import open_pt2
 from service.backends.torch_arrays import TorchArrays
 from service.backends.torchscript import open_torchscript
 from service.engine.executor import Batch, Executor, pad
@@ -36,14 +38,14 @@ from service.engine.plan import plan
 from service.engine.work import Embedded, EmbedWork
 
 CPU = torch.device("cpu")
-BACKENDS: tuple[BackendName, ...] = ("onnx", "torchscript", "eager", "fake")
-RUNTIMES = BACKENDS[:3]
+BACKENDS: tuple[BackendName, ...] = ("onnx", "torchscript", "eager", "pt2", "fake")
+RUNTIMES = BACKENDS[:-1]
 # Small, so that few tokens fill several.
 PAGE_SIZE = 4
 # Visits by pages, -1 where there is none.
 PageTable = Sequence[Sequence[int]]
 # Largest difference of logits to the reference: float32 sums in another order; whole numbers are exact.
-TOLERANCE = {"onnx": 5e-5, "torchscript": 5e-5, "eager": 5e-5, "fake": 0.0}
+TOLERANCE = {"onnx": 5e-5, "torchscript": 5e-5, "eager": 5e-5, "pt2": 5e-5, "fake": 0.0}
 # Chains whose outputs all differ by more than this, so that a mistaken chain is never within the tolerance.
 DISTINCT = 1e-2
 
@@ -113,19 +115,39 @@ def open_model(name: BackendName, directory: Path) -> Opened:
         parts = open_torchscript(directory, manifest.forms["torchscript"], CPU).parts
     elif name == "eager":
         parts = open_eager(directory, manifest.forms["safetensors"], CPU, None).parts
+    elif name == "pt2":
+        parts = open_pt2(directory, manifest.forms["pt2"], CPU).parts
     else:
         parts = open_fake(manifest)
     return Opened(name, directory, manifest, parts)
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
-def lm(request: pytest.FixtureRequest, tiny_repository: Path) -> Opened:
-    return open_model(request.param, tiny_repository / "tinylm" / "1")
+@pytest.fixture(scope="session")
+def graphs(tiny_lm_checkpoint: Path, tiny_mlp_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny models as graphs of torch.export, which no other test needs."""
+    repository = tmp_path_factory.mktemp("graphs")
+    for checkpoint in (tiny_lm_checkpoint, tiny_mlp_checkpoint):
+        export_checkpoint(checkpoint, repository, ("pt2",))
+    return repository
+
+
+Repositories = Callable[[BackendName], Path]
+
+
+@pytest.fixture(scope="session")
+def repositories(request: pytest.FixtureRequest) -> Repositories:
+    """Where the tiny models lie in the format of a backend."""
+    return lambda name: request.getfixturevalue("graphs" if name == "pt2" else "tiny_repository")
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
-def mlp(request: pytest.FixtureRequest, tiny_repository: Path) -> Opened:
-    return open_model(request.param, tiny_repository / "tinymlp" / "1")
+def lm(request: pytest.FixtureRequest, repositories: Repositories) -> Opened:
+    return open_model(request.param, repositories(request.param) / "tinylm" / "1")
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def mlp(request: pytest.FixtureRequest, repositories: Repositories) -> Opened:
+    return open_model(request.param, repositories(request.param) / "tinymlp" / "1")
 
 
 @pytest.fixture(scope="module")
@@ -634,8 +656,8 @@ def assert_reported(backend: Backend, batch: Batch, tokens: Sequence[int], execu
 
 @pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize("model", ["tinylm", "tinymlp"])
-def test_backend_says_what_it_holds(name: BackendName, model: str, tiny_repository: Path) -> None:
-    directory = tiny_repository / model / "1"
+def test_backend_says_what_it_holds(name: BackendName, model: str, repositories: Repositories) -> None:
+    directory = repositories(name) / model / "1"
     backend = open_backend(read_manifest(directory), directory, name, num_pages=4, page_size=8)
     assert backend.num_layers == 3
     assert backend.num_pages == (4 if model == "tinylm" else 0)
@@ -671,8 +693,8 @@ def test_half_precision_is_the_same_model_less_exactly(model: str, dtype: Dtype,
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
-def test_device_is_obtained_or_refused(name: BackendName, tiny_repository: Path) -> None:
-    directory = tiny_repository / "tinymlp" / "1"
+def test_device_is_obtained_or_refused(name: BackendName, repositories: Repositories) -> None:
+    directory = repositories(name) / "tinymlp" / "1"
     found = "CUDAExecutionProvider" in ort.get_available_providers() if name == "onnx" else torch.cuda.is_available()
     with nullcontext() if found else pytest.raises(BackendError, match=r"(?i)cuda.*device cpu"):
         open_backend(read_manifest(directory), directory, name, device="cuda")
@@ -682,9 +704,9 @@ def test_device_is_obtained_or_refused(name: BackendName, tiny_repository: Path)
 @pytest.mark.parametrize("model", ["tinylm", "tinymlp"])
 @pytest.mark.parametrize("name", RUNTIMES)
 def test_damaged_file_is_refused(
-    name: BackendName, model: str, damage: str, tiny_repository: Path, tmp_path: Path
+    name: BackendName, model: str, damage: str, repositories: Repositories, tmp_path: Path
 ) -> None:
-    directory = shutil.copytree(tiny_repository / model / "1", tmp_path / "1")
+    directory = shutil.copytree(repositories(name) / model / "1", tmp_path / "1")
     manifest = read_manifest(directory)
     form = manifest.forms["safetensors" if name == "eager" else name]  # type: ignore[index]
     path = directory / (form.layers[1] if form.layers else str(form.whole))

@@ -18,8 +18,8 @@ from tests.service.conftest import Serve, Served
 # With layers, with layers in one of its stages, without any; and the formats they are served from.
 FORMATS: dict[str, tuple[Format, ...]] = {
     "vit": ("onnx", "safetensors"),
-    "resnet-50": ("torchscript", "safetensors"),
-    "resnet-without-a-run": ("onnx", "torchscript", "safetensors"),
+    "resnet-50": ("safetensors",),
+    "resnet-without-a-run": ("onnx", "safetensors"),
 }
 TOLERANCE = 1e-4
 

@@ -1,0 +1,62 @@
+"""Parts to files of torch.export and back: graphs that need no source code of the model. Knows no manifest."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch.export import Dim, ExportedProgram
+
+from exporters.parts import Part, Parts, Run, Runs, Tensors, as_tuple
+from models.errors import ArtifactError
+
+SUFFIX = ".pt2"
+
+
+def write(parts: Parts, folder: Path) -> Iterator[str]:
+    """Write every part and the whole into `folder`, yielding each file's name. Raises ArtifactError naming the part."""
+    for part in parts:
+        name = f"{part.name}{SUFFIX}"
+        with quiet():
+            torch.export.save(program(part), folder / name)
+        yield name
+
+
+def load(folder: Path, num_layers: int) -> Runs:
+    """Load the files as a server does. Raises the runtime's own errors."""
+    if not num_layers:
+        return Runs.of_whole(_open(folder / f"whole{SUFFIX}"))
+    names = [f"layer_{i:03}" for i in range(num_layers)]
+    embed, head, whole, *layers = (_open(folder / f"{name}{SUFFIX}") for name in ("embed", "head", "whole", *names))
+    return Runs(embed, tuple(layers), head, whole)
+
+
+def program(part: Part) -> ExportedProgram:
+    """A part as a graph whose named axes are dynamic. Raises ArtifactError naming the part."""
+    axes = tuple({i: Dim.AUTO for i, dim in enumerate(port.dims) if isinstance(dim, str)} for port in part.inputs)
+    try:
+        with torch.no_grad():
+            return torch.export.export(part.module, part.examples, dynamic_shapes=axes, strict=False)
+    except Exception as error:  # the exporter's errors share no class
+        reason = str(error).splitlines()[0]
+        raise ArtifactError(f"{part.name} has no form of torch.export: {reason}") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the exporter's remarks on its own insides from the user."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+        yield
+
+
+def _open(path: Path) -> Run:
+    # The guards hold sizes to those that an example of two rows stands for; `exporters.verify` runs others.
+    module = torch.export.load(path).module(check_guards=False)
+
+    def run(*inputs: torch.Tensor) -> Tensors:
+        with torch.inference_mode():
+            return as_tuple(module(*inputs))
+
+    return run

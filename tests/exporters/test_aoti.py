@@ -1,0 +1,44 @@
+"""Machine code of AOTInductor: written, verified, served along chains; one layer, as each part takes seconds."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from exporters.export import export_checkpoint
+from models.checkpoint import load_checkpoint
+from models.errors import BackendError
+from models.mixers import residual_mlp
+from models.mixers.residual_mlp import ResidualMLP
+from service.backends.open import open_backend
+from tests.exporters.conftest import MLP
+
+
+@pytest.mark.slow
+def test_compiled_parts_answer_as_eager_torch_does(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    residual_mlp.save(ResidualMLP(replace(MLP, num_layers=1)), tmp_path / "one")
+    exported = export_checkpoint(tmp_path / "one", tmp_path / "repository", ("aoti",))
+    assert all(difference.max_abs <= 1e-4 for difference in exported.manifest.forms["aoti"].measured)
+    backend = open_backend(exported.manifest, exported.directory, "aoti")
+    model = load_checkpoint(tmp_path / "one")
+    turned = np.random.default_rng(0).standard_normal((6, 5)).astype(np.float32).T  # columns lie together
+    carry = backend.embed({"features": turned})
+    for _ in range(3):
+        carry = backend.layer(0, carry)
+    with torch.inference_mode():
+        hidden = model.embed(torch.from_numpy(turned))
+        for _ in range(3):
+            hidden = model.layers[0](hidden)
+        wanted = model.head(hidden).numpy()
+    assert np.abs(backend.head(carry)["logits"] - wanted).max() <= 1e-5
+    backend.close()
+
+    with pytest.raises(BackendError, match="use device cpu"):
+        open_backend(exported.manifest, exported.directory, "aoti", device="cuda")
+    path = exported.directory / "aoti" / "layer_000.pt2"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(BackendError, match=r"layer_000\.pt2 does not load as compiled code"):
+        open_backend(exported.manifest, exported.directory, "aoti")
