@@ -8,16 +8,16 @@ from service.api.state import RegistryState
 from service.registry import Registry
 from service.repository.slots import Entry
 
-router = APIRouter(prefix="/models", tags=["models"], responses=PROBLEMS)
+router = APIRouter(tags=["models"], responses=PROBLEMS)
 
 
-@router.get("")
+@router.get("/models")
 async def list_models(registry: RegistryState) -> list[ModelInfo]:
     """Every version in the repository, loaded or not."""
     return _infos(registry)
 
 
-@router.get("/{model}")
+@router.get("/models/{model}")
 async def show_model(model: str, registry: RegistryState) -> list[ModelInfo]:
     """The versions of one model."""
     found = _infos(registry, model)
@@ -26,7 +26,7 @@ async def show_model(model: str, registry: RegistryState) -> list[ModelInfo]:
     return found
 
 
-@router.post("/reload")
+@router.post("/repository/reload")
 async def reload_models(registry: RegistryState) -> list[ModelInfo]:
     """Look at the repository again: load new versions, apply changed settings, retry what failed, let go what is gone.
 
@@ -36,7 +36,7 @@ async def reload_models(registry: RegistryState) -> list[ModelInfo]:
     return _infos(registry)
 
 
-@router.post("/{model}/load")
+@router.post("/models/{model}/load")
 async def load_model(model: str, registry: RegistryState, version: str | None = None) -> ModelInfo:
     """Load a version or label, by default what the model's settings want; answers when it is ready."""
     manifest = (await registry.load(model, version)).manifest
@@ -44,7 +44,7 @@ async def load_model(model: str, registry: RegistryState, version: str | None = 
     return _info(*key, registry.states()[key], registry)
 
 
-@router.post("/{model}/unload")
+@router.post("/models/{model}/unload")
 async def unload_model(model: str, registry: RegistryState, version: str | None = None) -> list[ModelInfo]:
     """Unload a version, or all of a model, once they have answered what they accepted."""
     await registry.unload(model, version)

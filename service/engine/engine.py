@@ -151,7 +151,7 @@ class Engine:
             return await asyncio.gather(*(work.future for work in works))
         except BaseException as error:
             self._batcher.withdraw(works)
-            self.metrics.observe_failure(works, error)
+            self.metrics.observe_failure(works, _cause(works, error))
             raise
         finally:
             if alarm:
@@ -198,6 +198,12 @@ def _expire_later(works: Sequence[Work]) -> asyncio.TimerHandle | None:
         return None
     left_s = works[0].terms.deadline - time.perf_counter()
     return asyncio.get_running_loop().call_later(left_s, _expire, works)
+
+
+def _cause(works: Sequence[Work], error: BaseException) -> BaseException:
+    """What ended the works: of several parts of one request, the first whose time is over cancels the others."""
+    is_late = isinstance(error, asyncio.CancelledError) and time.perf_counter() >= works[0].terms.deadline
+    return works[0].too_late() if is_late else error
 
 
 def _expire(works: Sequence[Work]) -> None:

@@ -47,7 +47,7 @@ def roll(repository: Path, client: httpx.Client) -> None:
     shutil.rmtree(repository / "digits" / "2")
     publish(repository, "4", kind="poem")
     wait_for("4", "failed")
-    client.post("/models/reload").raise_for_status()
+    client.post("/repository/reload").raise_for_status()
     shutil.rmtree(repository / "digits" / "4")
     publish(repository, "5")
     wait_for("5", "ready")

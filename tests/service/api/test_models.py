@@ -297,18 +297,18 @@ def test_language_models_take_labels_after_an_at_sign(repository: Path, serve: A
 def test_repository_is_looked_at_again_on_demand(repository: Path, serve: Any, problem: Any) -> None:
     with serve(repository=repository, backend="onnx") as server:
         _cut(_publish(repository, "2"))
-        found = {(one["name"], one["version"]): one for one in server.client.post("/models/reload").json()}
+        found = {(one["name"], one["version"]): one for one in server.client.post("/repository/reload").json()}
         assert found["tinymlp", "1"]["state"] == "ready"
         assert found["tinymlp", "2"]["state"] == "failed"
         assert "head.onnx" in found["tinymlp", "2"]["reason"]
         assert server.metric("fathom_model_load_failures_total", model="tinymlp", version="2") == 1
         assert server.metric("fathom_repository_reloads_total", outcome="failed") == 1
         (repository / "tinymlp" / "settings.json").write_text('{"lables": {}}')
-        (one, _) = [one for one in server.client.post("/models/reload").json() if one["name"] == "tinymlp"]
+        (one, _) = [one for one in server.client.post("/repository/reload").json() if one["name"] == "tinymlp"]
         assert "tinymlp/settings.json: lables: there is no such field" in one["reason"]
         assert server.predict("tinymlp", [ROW])["version"] == "1"
         shutil.rmtree(repository)
-        problem(server.client.post("/models/reload"), 409, "cannot be read")
+        problem(server.client.post("/repository/reload"), 409, "cannot be read")
         assert server.predict("tinymlp", [ROW])["version"] == "1"
 
 
@@ -348,7 +348,7 @@ def test_streams_and_searches_end_on_the_version_they_began_on(repository: Path,
             lines = stream.iter_lines()
             assert next(lines) == "event: token"
             _edit_whole(repository / "tinylm" / "1", provenance={"note": "again"})
-            (info, _) = server.client.post("/models/reload").json()
+            (info, _) = server.client.post("/repository/reload").json()
             assert info["provenance"] == {"note": "again"}
             assert [line for line in lines if line.startswith("event:")][-1] == "event: done"
         found = server.client.get(f"/cola/jobs/{job}").json()
