@@ -45,6 +45,11 @@ def load_checkpoint(directory: Path, dtype: torch.dtype | None = torch.float32) 
         ) from error
 
 
+def model_types() -> list[str]:
+    """What is read: each `model_type`, and "timm" for directories that say `architecture` instead."""
+    return sorted(_LOADERS)
+
+
 def read_raw(directory: Path) -> dict[str, Any]:
     """What `config.json` says, as it stands there. Raises ArtifactError."""
     path = directory / "config.json"
@@ -62,6 +67,6 @@ def _unknown(directory: Path, model_type: object) -> ArtifactError:
     remedy = (
         "its config.json asks to run code of its own (trust_remote_code), which no checkpoint may here"
         if has_code
-        else f"supported are {sorted(_LOADERS)}"
+        else f"supported are {model_types()}"
     )
     return ArtifactError(f"{directory} holds a {model_type!r} model; {remedy}")

@@ -3,13 +3,15 @@
 import json
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from models.artifact import Format
 from models.chain import Chain
-from models.checkpoint import load_checkpoint
+from models.checkpoint import load_checkpoint, model_types
 from models.errors import ArtifactError
 from models.layered import num_parameters
 from models.lm.model import LanguageModel
@@ -91,3 +93,9 @@ def test_mlp_with_damaged_weights_is_refused(damage: str, tiny_mlp_checkpoint: P
         save_file({**tensors, "head.norm.bias": torch.zeros(1)}, path)
     with pytest.raises(ArtifactError, match=r"cannot be read|has neither|missing|has shape"):
         load_checkpoint(tmp_path)
+
+
+def test_page_names_everything_that_is_read_and_written() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text()
+    assert [name for name in model_types() if name != "timm" and f"`{name}`" not in page] == []
+    assert [format for format in get_args(Format) if f"`{format}`" not in page] == []
