@@ -3,9 +3,10 @@
 Measured: `fathom import` of a Llama of random weights of about 1 GB in shards, stored as float32 and as bfloat16, each
 in a process of its own: its largest resident memory against the weights it keeps (float32, however they are stored),
 the interpreter with torch subtracted. Then the start of an ONNX graph of 500 MB: manifest, hashes and backend against
-onnxruntime's own session on the same file, each in a process of its own. Left out: reading from a slow disk; the
-files are in the page cache. More than 1.3 times the weights kept, or 1.5 times the session, would mean that
-something is copied that need not be.
+onnxruntime's own session on the same file, each in a process of its own. And what a second version of a model takes
+that differs in one of twelve layers, as ONNX layer by layer, with and without FATHOM_PREPACK. Left out: reading from a
+slow disk; the files are in the page cache. More than 1.3 times the weights kept, 1.5 times the session, or most of a
+model for its second version, would mean that something is copied that need not be.
 """
 
 import resource
@@ -131,7 +132,69 @@ def starts(folder: Path) -> list[dict[str, object]]:
     ]
 
 
+def two_versions_in(folder: Path) -> int:
+    """Two versions of a Llama that differ in one layer; the bytes of the weights of one."""
+    from exporters.export import export_checkpoint
+    from models.lm.config import LMConfig
+    from models.lm.model import LanguageModel
+    from models.lm.weights import save
+    from training.arith import tokenizer
+
+    torch.manual_seed(0)
+    model = LanguageModel(LMConfig(1024, 768, 2048, 12, 12, 12, 128))
+    for version in ("1", "2"):
+        model.layers[3].get_parameter("mlp.up_proj.weight").data.mul_(2.0)
+        save(model, folder / version)
+        tokenizer.save(folder / version, 128)
+        export_checkpoint(folder / version, folder / "repository", ("onnx",), "mine", version)
+    return 4 * sum(parameter.numel() for parameter in model.parameters())
+
+
+def resident(versions: list[Path], prepack: bool) -> int:
+    """Memory beyond the libraries with these versions open and run once, a page mapped twice counted once."""
+    import numpy as np
+    import onnxruntime  # noqa: F401, counted as a library
+
+    from models.artifact import read_manifest
+    from service.backends.open import open_backend
+    from service.backends.protocol import Rows
+
+    def now() -> int:
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+    before, kept = now(), []
+    for version in versions:
+        backend = open_backend(read_manifest(version), version, "onnx", num_threads=1, num_pages=16, prepack=prepack)
+        rows = Rows(np.zeros(1, np.int64), np.ones(1, np.int64))
+        carry = backend.embed({"token_ids": np.ones((1, 1), np.int64)}, rows)
+        for layer in range(12):
+            carry = backend.layer(layer, carry, rows)
+        backend.head(carry, np.zeros((1, 1), np.int64))
+        kept.append(backend)
+    return now() - before
+
+
+def versions(folder: Path) -> list[dict[str, object]]:
+    """What a second version takes, with weights laid out by the runtime and mapped."""
+    size = in_its_own_process(two_versions_in, folder)
+    both = [folder / "repository" / "mine" / version for version in ("1", "2")]
+    rows: list[dict[str, object]] = []
+    for name, prepack in (("laid out", True), ("mapped", False)):
+        one, two = (in_its_own_process(resident, both[:count], prepack) for count in (1, 2))
+        rows.append({"what": f"one version, {name}", "MB": one / 1e6, "seconds": None, "ratio": one / size})
+        rows.append(
+            {
+                "what": f"a second beside it, {name}",
+                "MB": (two - one) / 1e6,
+                "seconds": None,
+                "ratio": (two - one) / size,
+            }
+        )
+    return rows
+
+
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        rows = [*imports(Path(folder)), *starts(Path(folder))]
+        rows = [*imports(Path(folder)), *starts(Path(folder)), *versions(Path(folder))]
         report("Bringing a large model in", rows)

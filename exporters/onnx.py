@@ -26,6 +26,10 @@ from exporters.parts import Part, Parts, Port, Run, Runs, Tensors
 from models.errors import ArtifactError
 
 SUFFIX = ".onnx"
+# Weights beside a graph, from so many bytes on: runtimes can map such a file and share its pages, and one file of
+# more than 2 GiB is no ONNX. The whole graph reads the files of the parts.
+DATA_SUFFIX = ".data"
+LARGE_BYTES = 16 << 20
 # 23 has native attention and RMS norm, nearly twice as fast; 20 is the exporter's own default.
 OPSETS = (23, 20)
 
@@ -33,20 +37,22 @@ OPSETS = (23, 20)
 def write(parts: Parts, folder: Path) -> Iterator[str]:
     """Write every part and the whole into `folder`, yielding each file's name. Raises ArtifactError naming the part."""
     if not parts.layers:
-        yield _save(parts.whole, _finish(parts.whole, _convert_newest((parts.whole,))[0]), folder)
+        graph = _finish(parts.whole, _convert_newest((parts.whole,))[0])
+        yield save(graph, folder / _file(parts.whole))
         return
     # All three at one opset.
     embed, first, head = _convert_newest((parts.embed, parts.layers[0], parts.head))
     opset = first.opset_import[0].version
     graphs = [_finish(parts.embed, embed)]
-    yield _save(parts.embed, graphs[-1], folder)
+    yield save(graphs[-1], folder / _file(parts.embed))
     converted = [(parts.layers[0], first)]
     for part in parts.layers:
         graphs.append(_layer_graph(part, converted, opset))
-        yield _save(part, graphs[-1], folder)
+        yield save(graphs[-1], folder / _file(part))
     graphs.append(_finish(parts.head, head))
-    yield _save(parts.head, graphs[-1], folder)
-    yield _save(parts.whole, join(parts, graphs), folder)
+    yield save(graphs[-1], folder / _file(parts.head))
+    yield save(join(parts, graphs), folder / _file(parts.whole))
+    onnx.checker.check_model(folder / _file(parts.whole))
 
 
 def convert(part: Part) -> onnx.ModelProto:
@@ -174,10 +180,17 @@ def _agrees(part: Part, graph: onnx.ModelProto) -> bool:
     return all(torch.allclose(a, b, atol=1e-5) for a, b in zip(outputs, part(*part.examples), strict=True))
 
 
-def _save(part: Part, graph: onnx.ModelProto, folder: Path) -> str:
-    name = f"{part.name}{SUFFIX}"
-    onnx.save_model(graph, folder / name)
-    return name
+def save(graph: onnx.ModelProto, path: Path) -> str:
+    """Write a graph, large weights beside it, and return the file's name; `graph` then refers to what is beside it."""
+    if sum(len(tensor.raw_data) for tensor in graph.graph.initializer) < LARGE_BYTES:
+        onnx.save_model(graph, path)
+    else:
+        onnx.save_model(graph, path, save_as_external_data=True, location=f"{path.name}{DATA_SUFFIX}")
+    return path.name
+
+
+def _file(part: Part) -> str:
+    return f"{part.name}{SUFFIX}"
 
 
 def open_run(path: Path) -> Run:

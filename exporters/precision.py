@@ -44,8 +44,7 @@ def write(parts: Parts, source: Path, folder: Path, format: Format) -> Iterator[
         graph = onnx.load(source / name)
         converted = _half(graph) if format == "onnx-fp16" else _in_blocks(graph, BITS[format])
         num_converted += converted != graph
-        onnx.save_model(converted, folder / name)
-        yield name
+        yield plain_onnx.save(converted, folder / name)
     if not num_converted:
         raise ArtifactError(f"no part has a matrix that {format} could hold in {BITS[format]} bits")
 

@@ -7,7 +7,6 @@ stacked by visit. The loop is an ONNX Scan, so that a chain may have any length.
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import onnx
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -79,8 +78,7 @@ def write(parts: Parts, folder: Path) -> Iterator[str]:
         raise ArtifactError("layers of an encoder are told what is padding, which no loop here does; export it as onnx")
     _check_alike(parts)
     part = _part(parts)
-    onnx.save_model(parts_onnx.convert(part), folder / NAME)
-    yield NAME
+    yield parts_onnx.save(parts_onnx.convert(part), folder / NAME)
 
 
 def load(folder: Path) -> Run:

@@ -64,6 +64,11 @@ class Settings(BaseSettings):
     dtype: Dtype = Field(
         "auto", description="precision of the eager backend; auto is float32 on a CPU, as stored on a GPU"
     )
+    prepack: bool = Field(
+        True,
+        description="let ONNX Runtime lay weights out for speed; without, those of large models stay mapped from their "
+        "files and are shared between versions and processes",
+    )
     num_threads: int = Field(
         0, ge=0, le=1024, description="threads of one layer call; 0 is all cores for large layers, one for small"
     )

@@ -40,11 +40,11 @@ class _Threads:
 _THREADS = _Threads()
 
 
-def open_onnx(directory: Path, form: Form, device: str, num_threads: int) -> Parts:
+def open_onnx(directory: Path, form: Form, device: str, num_threads: int, prepack: bool = True) -> Parts:
     """Open the sessions of one model. Raises BackendError if a file does not load or the device is not obtained."""
 
     def part(name: str) -> Part:
-        return _part(open_session(directory / name, device, num_threads))
+        return _part(open_session(directory / name, device, num_threads, prepack))
 
     if form.embed and form.head:
         return Parts(part(form.embed), tuple(part(name) for name in form.layers), part(form.head))
@@ -52,9 +52,11 @@ def open_onnx(directory: Path, form: Form, device: str, num_threads: int) -> Par
     return Parts(unchanged, (), part(form.whole))
 
 
-def open_session(path: Path, device: str, num_threads: int) -> ort.InferenceSession:
+def open_session(path: Path, device: str, num_threads: int, prepack: bool = True) -> ort.InferenceSession:
     """One session on exactly the provider that was asked for.
 
+    prepack: lay the weights out for speed, in memory of the session's own; else those in a file beside the graph stay
+    mapped from it, shared by all who map it.
     The runtime logs an error and falls back to the CPU when a provider cannot load; here that is a BackendError.
     """
     wanted = _PROVIDERS[device]
@@ -63,6 +65,8 @@ def open_session(path: Path, device: str, num_threads: int) -> ort.InferenceSess
     options = ort.SessionOptions()
     _THREADS.choose(options, num_threads)
     options.log_severity_level = 4  # what matters is raised
+    if not prepack:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     try:
         session = ort.InferenceSession(str(path), options, providers=[wanted])
     except Exception as error:  # the runtime's exceptions share no base class

@@ -1,6 +1,8 @@
 """Which backend serves an artifact, imported only when it is needed."""
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -41,6 +43,7 @@ def open_backend(
     num_pages: int = 0,
     page_size: int = PAGE_SIZE,
     dtype: Dtype = "auto",
+    prepack: bool = True,
 ) -> Backend:
     """Load one artifact, with as many threads as suit it where that is 0.
 
@@ -48,7 +51,7 @@ def open_backend(
     """
     chosen = choose_backend(manifest, name)
     threads = num_threads or threads_for(manifest, chosen, len(os.sched_getaffinity(0)))
-    parts, arrays = _open_parts(manifest, directory, chosen, device, threads, dtype)
+    parts, arrays = _open_parts(manifest, directory, chosen, _Compute(device, threads, dtype, prepack))
     if manifest.language:
         return LanguageBackend(parts, manifest.language, arrays, num_pages, page_size)
     if manifest.encoder:
@@ -76,7 +79,7 @@ def files_of(manifest: Manifest, name: BackendName) -> set[str]:
     form, language = manifest.forms[_FORMATS[chosen]], manifest.language
     parts = (form.embed, *form.layers, form.head) if form.has_parts else _beside(manifest, form)
     text = (language.tokenizer, language.chat_template) if language else ()
-    return {part for part in (*parts, *text) if part}
+    return {*_with_data(manifest, [part for part in parts if part]), *(file for file in text if file)}
 
 
 def threads_for(manifest: Manifest, name: BackendName, num_cores: int) -> int:
@@ -87,8 +90,14 @@ def threads_for(manifest: Manifest, name: BackendName, num_cores: int) -> int:
     form = manifest.forms.get(_FORMATS[name]) if name in _FORMATS else None
     if form is None:
         return 1
-    num_bytes = sum(manifest.files[part].size_bytes for part in form.layers or _beside(manifest, form))
+    files = _with_data(manifest, form.layers) if form.layers else _beside(manifest, form)
+    num_bytes = sum(manifest.files[part].size_bytes for part in files)
     return num_cores if num_bytes >= _LARGE_BYTES * max(manifest.num_layers, 1) else 1
+
+
+def _with_data(manifest: Manifest, names: Sequence[str]) -> list[str]:
+    """Files, and those beside them in which large ones keep their weights."""
+    return [*names, *(f"{name}.data" for name in names if f"{name}.data" in manifest.files)]
 
 
 def _beside(manifest: Manifest, form: Form) -> list[str]:
@@ -138,9 +147,17 @@ def num_pages_within(manifest: Manifest, max_rows: int, max_bytes: int, page_siz
     return min(max_bytes // size, max_rows * one)
 
 
-def _open_parts(
-    manifest: Manifest, directory: Path, name: BackendName, device: Device, num_threads: int, dtype: Dtype
-) -> tuple[Parts, Arrays]:
+@dataclass(frozen=True, slots=True)
+class _Compute:
+    """Where and how a runtime computes."""
+
+    device: Device
+    num_threads: int
+    dtype: Dtype
+    prepack: bool
+
+
+def _open_parts(manifest: Manifest, directory: Path, name: BackendName, compute: _Compute) -> tuple[Parts, Arrays]:
     if name == "fake":
         from service.backends.fake import open_fake
 
@@ -149,13 +166,11 @@ def _open_parts(
     if name.startswith("onnx"):
         from service.backends.onnx import open_onnx
 
-        return open_onnx(directory, form, device, num_threads), HostArrays()
-    return _open_torch(directory, form, name, device, num_threads, dtype)
+        return open_onnx(directory, form, compute.device, compute.num_threads, compute.prepack), HostArrays()
+    return _open_torch(directory, form, name, compute)
 
 
-def _open_torch(
-    directory: Path, form: Form, name: BackendName, device: Device, num_threads: int, dtype: Dtype
-) -> tuple[Parts, Arrays]:
+def _open_torch(directory: Path, form: Form, name: BackendName, compute: _Compute) -> tuple[Parts, Arrays]:
     import torch
 
     from service.backends.aoti import open_aoti
@@ -164,9 +179,9 @@ def _open_torch(
     from service.backends.torch_arrays import torch_device, torch_dtype
     from service.backends.torchscript import open_torchscript
 
-    torch.set_num_threads(num_threads)
-    opened = torch_device(device)
+    torch.set_num_threads(compute.num_threads)
+    opened = torch_device(compute.device)
     if name == "eager":
-        return open_eager(directory, form, opened, torch_dtype(dtype, opened))
+        return open_eager(directory, form, opened, torch_dtype(compute.dtype, opened))
     loaders = {"torchscript": open_torchscript, "pt2": open_pt2, "aoti": open_aoti}
     return loaders[name](directory, form, opened)

@@ -48,7 +48,15 @@ def open_version(directory: Path, settings: Settings, verify: Verify | None = No
     number = item_bytes(manifest, settings.backend, settings.dtype)
     pages = num_pages_within(manifest, settings.max_batch_rows, settings.kv_bytes, size, number)
     backend = open_backend(
-        manifest, directory, settings.backend, settings.device, settings.num_threads, pages, size, settings.dtype
+        manifest,
+        directory,
+        settings.backend,
+        settings.device,
+        settings.num_threads,
+        pages,
+        size,
+        settings.dtype,
+        settings.prepack,
     )
     if settings.warm_up:
         try:

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -17,6 +18,8 @@ from models.artifact import list_versions, read_manifest
 from models.checkpoint import load_checkpoint
 from models.errors import ArtifactError, InputError, UnknownModelError
 from models.layered import LayeredModel
+from service.backends.open import files_of, open_backend
+from service.backends.protocol import Rows
 
 
 def test_manifest_says_what_a_server_needs_of_a_language_model(exported_lm: Exported) -> None:
@@ -304,3 +307,27 @@ def test_chat_template_that_is_none_is_refused(lm_checkpoint: Path, tmp_path: Pa
     (checkpoint / "chat_template.jinja").write_text("{% for %}")
     with pytest.raises(ArtifactError, match="no Jinja template"):
         export_checkpoint(checkpoint, tmp_path / "repository", formats=("safetensors",))
+
+
+def test_large_weights_lie_beside_the_parts_and_the_whole_reads_them(
+    lm_checkpoint: Path, exported_lm: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_form, "LARGE_BYTES", 20_000)
+    exported = export_checkpoint(lm_checkpoint, tmp_path, ("onnx",))
+    files = exported.manifest.files
+    assert {name for name in files if name.endswith(".data")} == {f"onnx/layer_00{i}.onnx.data" for i in range(3)}
+    inside = exported_lm.manifest.files["onnx/whole.onnx"].size_bytes
+    outside = sum(files[f"onnx/layer_00{i}.onnx.data"].size_bytes for i in range(3))
+    assert files["onnx/whole.onnx"].size_bytes <= inside - outside + 10_000
+    for prepack in (True, False):
+        backends = [
+            open_backend(one.manifest, one.directory, "onnx", num_pages=16, prepack=prepack)
+            for one in (exported, exported_lm)
+        ]
+        rows = Rows(np.zeros(1, np.int64), np.asarray([4]))
+        carries = [backend.embed({"token_ids": np.asarray([[1, 2, 3, 4]])}, rows) for backend in backends]
+        streams = [
+            backend.stream(backend.layer(1, carry, rows)) for backend, carry in zip(backends, carries, strict=True)
+        ]
+        assert np.array_equal(*streams)
+    assert files_of(exported.manifest, "onnx") == {name for name in files if name != "onnx/whole.onnx"}
