@@ -20,9 +20,8 @@ from models.shards import INDEX, WEIGHTS, Shards
 from tests.contracts.decoders import DECODERS, VOCABULARY, make
 from tests.exporters.test_cli import composed
 
-# Two reaches of attention and bounded scores; learned positions and a scale for each layer; both blocks reading the
-# same stream; experts.
-EXPORTED = ("gemma-2", "gpt-2-scaled-by-depth", "pythia", "qwen2-moe")
+# Two reaches of attention and bounded scores; both blocks reading the same stream; experts, and layers without.
+EXPORTED = ("gemma-2", "pythia", "qwen2-moe")
 
 
 @pytest.fixture(scope="module")

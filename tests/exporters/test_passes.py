@@ -96,12 +96,12 @@ def test_lower_rank_is_the_closest_of_that_rank(decoder: Path, tmp_path: Path) -
     assert difference(along(low, Chain((0, 1, 1, 2))), along(whole, Chain((0, 1, 1, 2)))) <= 20 * TOLERANCE
 
 
-def test_what_passes_write_has_every_form(tmp_path: Path) -> None:
+def test_what_passes_write_is_exported(tmp_path: Path) -> None:
     make(next(one for one in DECODERS if one.name == "qwen3"), tmp_path / "whole")
     drop(tmp_path / "whole", tmp_path / "half", [1], "mlp")
     drop(tmp_path / "half", tmp_path / "less", [0], "attention")
     low_rank(tmp_path / "less", tmp_path / "low", 0.7)
-    exported = export_checkpoint(tmp_path / "low", tmp_path / "repository")
+    exported = export_checkpoint(tmp_path / "low", tmp_path / "repository", ("onnx", "safetensors"))
     assert exported.refused == {}
 
 
