@@ -1,18 +1,17 @@
-"""The decoder architectures of Hugging Face checkpoints: what each says in config.json, and how it names its tensors.
+"""The decoder architectures of Hugging Face checkpoints: how each names its tensors, and what is read of any of them.
 
-One entry an architecture; what they share is read once. Whatever would change what is computed and is not computed
-here is refused by name.
+One entry an architecture; what its config.json says is in `models.lm.said`. Whatever would change what is computed and
+is not computed here is refused by name.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
 
 from models.errors import ArtifactError
-from models.lm.config import ExpertsConfig, LMConfig
-from models.lm.rope import Raw, read_rope
-
-Fields: TypeAlias = dict[str, Any]
+from models.lm import said
+from models.lm.config import LMConfig
+from models.lm.rope import Raw
+from models.lm.said import Fields
 
 _SIZES = (
     "vocab_size",
@@ -81,10 +80,10 @@ def _refuse(raw: Raw) -> None:
         raise ArtifactError(f"config.json says pretraining_tp = {raw['pretraining_tp']!r}; only 1 is supported")
 
 
-def _ours(said: Raw) -> Fields:
+def _ours(raw: Raw) -> Fields:
     """What only our own passes write into a config.json."""
-    without = {name: tuple(said.get(name, ())) for name in ("without_attention", "without_mlp")}
-    return {**without, "kept_weights": said.get("kept_weights")}
+    without = {name: tuple(raw.get(name, ())) for name in ("without_attention", "without_mlp")}
+    return {**without, "kept_weights": raw.get("kept_weights")}
 
 
 def _check_heads(config: LMConfig) -> None:
@@ -99,187 +98,19 @@ def _check_heads(config: LMConfig) -> None:
         raise ArtifactError(f"config.json turns {config.rotary_size} numbers of a head; they turn in pairs")
 
 
-def _rms(raw: Raw) -> Fields:
-    """What the Llama family shares."""
-    return {
-        "norm_eps": raw.get("rms_norm_eps", 1e-6),
-        "rope": read_rope(raw),
-        "head_dim": raw.get("head_dim"),
-        "activation": raw.get("hidden_act", "silu"),
-        "is_tied": raw.get("tie_word_embeddings", False),
-    }
-
-
-def _llama(raw: Raw) -> Fields:
-    bias = raw.get("attention_bias", False)
-    return {**_rms(raw), "qkv_bias": bias, "output_bias": bias, "mlp_bias": raw.get("mlp_bias", False)}
-
-
-def _mistral(raw: Raw) -> Fields:
-    return {**_rms(raw), **_windows(raw, range(raw["num_hidden_layers"]))}
-
-
-def _qwen2(raw: Raw) -> Fields:
-    first = raw.get("max_window_layers", 28) if raw.get("use_sliding_window") else raw["num_hidden_layers"]
-    return {**_rms(raw), "qkv_bias": True, **_windows(raw, range(first, raw["num_hidden_layers"]))}
-
-
-def _qwen3(raw: Raw) -> Fields:
-    bias = raw.get("attention_bias", False)
-    return {
-        **_qwen2(raw),
-        "qk_norm": "head",
-        "qkv_bias": bias,
-        "output_bias": bias,
-        "head_dim": raw.get("head_dim", 128),
-    }
-
-
-def _qwen2_moe(raw: Raw) -> Fields:
-    count = raw["num_hidden_layers"] if raw.get("use_sliding_window") else 0
-    windowed = range(0, min(count, raw.get("max_window_layers", 28)), 2)
-    return {
-        **_rms(raw),
-        "qkv_bias": raw.get("qkv_bias", True),
-        **_windows(raw, windowed),
-        "experts": _sparse(raw, shared_size=raw.get("shared_expert_intermediate_size", 5632)),
-    }
-
-
-def _qwen3_moe(raw: Raw) -> Fields:
-    windowed = range(raw["num_hidden_layers"] if raw.get("use_sliding_window") else 0)
-    return {
-        **_qwen3(raw),
-        "head_dim": raw.get("head_dim"),
-        **_windows(raw, windowed),
-        "experts": _sparse(raw),
-    }
-
-
-def _olmoe(raw: Raw) -> Fields:
-    bias = raw.get("attention_bias", False)
-    experts = ExpertsConfig(
-        count=raw.get("num_experts", 64),
-        per_token=raw.get("num_experts_per_tok", 8),
-        intermediate_size=raw["intermediate_size"],
-        layers=tuple(range(raw["num_hidden_layers"])),
-        has_normal_weights=raw.get("norm_topk_prob", False),
-    )
-    bound = raw.get("clip_qkv")
-    return {
-        **_rms(raw),
-        "qkv_bias": bias,
-        "output_bias": bias,
-        "qk_norm": "all",
-        "qkv_bound": bound,
-        "experts": experts,
-    }
-
-
-def _olmo2(raw: Raw) -> Fields:
-    bias = raw.get("attention_bias", False)
-    return {**_rms(raw), "qkv_bias": bias, "output_bias": bias, "qk_norm": "all", "norm_place": "after"}
-
-
-def _phi3(raw: Raw) -> Fields:
-    return {**_rms(raw), **_windows(raw, range(raw["num_hidden_layers"]))}
-
-
-def _gemma2(raw: Raw) -> Fields:
-    bias = raw.get("attention_bias", False)
-    return {
-        **_rms(raw),
-        **_windows(raw, range(0, raw["num_hidden_layers"], 2)),
-        "head_dim": raw.get("head_dim", 256),
-        "norm": "offset_rms",
-        "norm_place": "both",
-        "activation": raw.get("hidden_activation") or "gelu_pytorch_tanh",
-        "qkv_bias": bias,
-        "output_bias": bias,
-        "attention_scale": raw.get("query_pre_attn_scalar", 256) ** -0.5,
-        "attention_softcap": raw.get("attn_logit_softcapping", 50.0),
-        "logit_softcap": raw.get("final_logit_softcapping", 30.0),
-        "embedding_scale": raw["hidden_size"] ** 0.5,
-        "is_tied": raw.get("tie_word_embeddings", True),
-    }
-
-
-def _gpt2(raw: Raw) -> Fields:
-    return {
-        **_classic(raw, "activation_function", "gelu_new", "layer_norm_epsilon"),
-        "intermediate_size": raw.get("n_inner") or 4 * raw["hidden_size"],
-        "num_key_value_heads": raw["num_attention_heads"],
-        "rope": None,
-        "attention_scale": None if raw.get("scale_attn_weights", True) else 1.0,
-        "is_scaled_by_depth": raw.get("scale_attn_by_inverse_layer_idx", False),
-        "is_tied": raw.get("tie_word_embeddings", True),
-    }
-
-
-def _gpt_neox(raw: Raw) -> Fields:
-    bias = raw.get("attention_bias", True)
-    return {
-        **_classic(raw, "hidden_act", "gelu", "layer_norm_eps"),
-        "num_key_value_heads": raw["num_attention_heads"],
-        "rope": read_rope(raw, raw.get("rotary_emb_base", 10_000.0), raw.get("rotary_pct", 0.25)),
-        "is_parallel": raw.get("use_parallel_residual", True),
-        "qkv_bias": bias,
-        "output_bias": bias,
-        "is_tied": raw.get("tie_word_embeddings", False),
-    }
-
-
-def _classic(raw: Raw, activation: str, default: str, eps: str) -> Fields:
-    """GPT-2's kind of block: layer norms and biases everywhere, no gate."""
-    return {
-        "norm": "layer",
-        "norm_eps": raw.get(eps, 1e-5),
-        "activation": raw.get(activation, default),
-        "is_gated": False,
-        "qkv_bias": True,
-        "output_bias": True,
-        "mlp_bias": True,
-    }
-
-
-def _windows(raw: Raw, default: range) -> Fields:
-    """Layers that see a window: as `layer_types` says, or else those of the architecture's own rule."""
-    window, types = raw.get("sliding_window"), raw.get("layer_types")
-    layers = tuple(default) if types is None else tuple(i for i, t in enumerate(types) if t == "sliding_attention")
-    if types is not None and not set(types) <= {"sliding_attention", "full_attention"}:
-        raise ArtifactError(f"config.json says layer_types = {types!r}; known are full_attention and sliding_attention")
-    if types is not None and len(types) != raw["num_hidden_layers"]:
-        raise ArtifactError(f"config.json lists {len(types)} layer_types for {raw['num_hidden_layers']} layers")
-    if raw.get("use_sliding_window") is False or not window or not layers:
-        return {}
-    return {"sliding_window": window, "windowed_layers": layers}
-
-
-def _sparse(raw: Raw, shared_size: int | None = None) -> ExpertsConfig:
-    step, dense = raw.get("decoder_sparse_step", 1), set(raw.get("mlp_only_layers") or ())
-    return ExpertsConfig(
-        count=raw.get("num_experts") or raw["num_local_experts"],
-        per_token=raw["num_experts_per_tok"],
-        intermediate_size=raw["moe_intermediate_size"],
-        layers=tuple(i for i in range(raw["num_hidden_layers"]) if i not in dense and (i + 1) % step == 0),
-        has_normal_weights=raw.get("norm_topk_prob", False),
-        shared_size=shared_size,
-    )
-
-
 _LLAMA_NAMES = {"embed.embed_tokens.": "embed_tokens.", "head.norm.": "norm.", "head.lm_head.": "lm_head."}
 _QKV = tuple(f".self_attn.{name}_proj." for name in "qkv")
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "llama": Architecture(_llama, names=_LLAMA_NAMES),
-    "mistral": Architecture(_mistral, names=_LLAMA_NAMES),
-    "qwen2": Architecture(_qwen2, names=_LLAMA_NAMES),
-    "qwen3": Architecture(_qwen3, names=_LLAMA_NAMES),
-    "qwen2_moe": Architecture(_qwen2_moe, names=_LLAMA_NAMES),
-    "qwen3_moe": Architecture(_qwen3_moe, names=_LLAMA_NAMES),
-    "olmoe": Architecture(_olmoe, names=_LLAMA_NAMES),
+    "llama": Architecture(said.llama, names=_LLAMA_NAMES),
+    "mistral": Architecture(said.mistral, names=_LLAMA_NAMES),
+    "qwen2": Architecture(said.qwen2, names=_LLAMA_NAMES),
+    "qwen3": Architecture(said.qwen3, names=_LLAMA_NAMES),
+    "qwen2_moe": Architecture(said.qwen2_moe, names=_LLAMA_NAMES),
+    "qwen3_moe": Architecture(said.qwen3_moe, names=_LLAMA_NAMES),
+    "olmoe": Architecture(said.olmoe, names=_LLAMA_NAMES),
     "olmo2": Architecture(
-        _olmo2,
+        said.olmo2,
         names={
             **_LLAMA_NAMES,
             ".attention_out_norm.": ".post_attention_layernorm.",
@@ -287,7 +118,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         },
     ),
     "gemma2": Architecture(
-        _gemma2,
+        said.gemma2,
         names={
             **_LLAMA_NAMES,
             ".post_attention_layernorm.": ".pre_feedforward_layernorm.",
@@ -296,7 +127,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         },
     ),
     "phi3": Architecture(
-        _phi3,
+        said.phi3,
         names=_LLAMA_NAMES,
         fused={
             **dict.fromkeys(_QKV, (".self_attn.qkv_proj.", "rows")),
@@ -304,7 +135,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         },
     ),
     "gpt2": Architecture(
-        _gpt2,
+        said.gpt2,
         prefix="transformer.",
         names={
             "embed.embed_tokens.": "wte.",
@@ -329,7 +160,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         },
     ),
     "gpt_neox": Architecture(
-        _gpt_neox,
+        said.gpt_neox,
         prefix="gpt_neox.",
         names={
             "embed.embed_tokens.": "embed_in.",
