@@ -101,7 +101,7 @@ def test_errors_arrive_with_their_code(client: Any) -> None:
 
 
 def test_deadline_frees_the_sequence(server: Any, client: Any) -> None:
-    with pytest.raises(InferenceServerException, match="(?i)deadline") as caught:
+    with pytest.raises(InferenceServerException, match=r"(?i)deadline") as caught:
         client.infer("arith", _texts(["1+1="] * 64), client_timeout=0.002)
     assert caught.value.status() == "StatusCode.DEADLINE_EXCEEDED"
     assert client.infer("arith", _texts(PROMPTS)).as_numpy("text_output").tolist() == ANSWERS
