@@ -22,7 +22,8 @@ class TorchArrays:
 
     def take_in(self, array: Array) -> Tensor:
         tensor = torch.from_numpy(array).to(self.device)
-        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+        # Of a model in half precision float32 is what it was trained on; any other type is one its graph asks for.
+        return tensor.to(self.dtype) if tensor.dtype is torch.float32 else tensor
 
     def give_out(self, array: Tensor) -> Array:
         # Numpy has no bfloat16, and whoever reads logits or a stream reads float32.

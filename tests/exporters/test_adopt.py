@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from exporters.adopt import adopt_file, parse_input
 from models.artifact import TensorSpec, read_manifest
 from models.errors import ArtifactError, InputError
+from service.backends.open import open_backend
 
 FLOAT = TensorProto.FLOAT
 
@@ -178,6 +179,23 @@ def test_traced_module_is_adopted(tmp_path: Path) -> None:
     torch.jit.save(traced, tmp_path / "linear.pt")
     exported = adopt_file(tmp_path / "linear.pt", tmp_path, "mine", given=[parse_input("input:FP32:-1,4")])
     assert shapes(exported.manifest.outputs) == [("output", "FP32", (-1, 3))]
+
+
+class Doubled(nn.Module):
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return x * scale
+
+
+@pytest.mark.parametrize(("datatype", "dtype"), [("FP64", np.float64), ("FP16", np.float16), ("FP32", np.float32)])
+def test_torchscript_takes_and_gives_the_numbers_it_was_made_for(datatype: str, dtype: Any, tmp_path: Path) -> None:
+    given = [parse_input(f"{name}:{datatype}:-1,2") for name in ("x", "scale")]
+    exported = adopt_file(script(tmp_path, Doubled()), tmp_path / "repository", "mine", given=given)
+    assert [spec.datatype for spec in exported.manifest.outputs] == [datatype]
+    backend = open_backend(exported.manifest, exported.directory, "torchscript")
+    x = np.asarray([[1 / 3, 2.0]], dtype)
+    (found,) = backend.head(backend.embed({"x": x, "scale": x})).values()
+    assert found.dtype == dtype
+    assert np.array_equal(found, x * x)
 
 
 def test_torchscript_input_that_nobody_describes_is_refused_with_the_remedy(tmp_path: Path) -> None:
