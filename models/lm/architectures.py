@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from models.errors import ArtifactError
 from models.lm import said
 from models.lm.config import LMConfig
+from models.lm.residual import read_residual
 from models.lm.rope import Raw
 from models.lm.said import Fields
 
@@ -57,6 +58,7 @@ def read_config(raw: Raw, model_type: str) -> LMConfig:
         **{name: named[name] for name in (*_SIZES, "intermediate_size")},
         num_key_value_heads=fields.pop("num_key_value_heads", None) or raw.get("num_key_value_heads") or heads,
         bos_token_id=raw.get("bos_token_id"),
+        residual=read_residual(raw.get("residual")),
         eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
         pad_token_id=raw.get("pad_token_id"),
         **fields,

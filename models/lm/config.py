@@ -4,10 +4,11 @@ The defaults are Llama's. How a checkpoint's config.json becomes one of these is
 """
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from models.lm.residual import Residual
 from models.lm.rope import Rope, max_positions
 
 Norm: TypeAlias = Literal["rms", "offset_rms", "layer"]
@@ -75,6 +76,7 @@ class LMConfig:
     without_attention: tuple[int, ...] = ()
     without_mlp: tuple[int, ...] = ()
     kept_weights: float | None = None
+    residual: Residual = field(default_factory=Residual)
 
     @property
     def head_size(self) -> int:
@@ -129,6 +131,8 @@ class LMConfig:
             "tie_word_embeddings": False,
             "dtype": "float32",
         }
+        if self.residual != Residual():
+            raw["residual"] = asdict(self.residual)
         (directory / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
 
 
@@ -147,4 +151,5 @@ def _plain(config: LMConfig) -> LMConfig:
         eos_token_id=config.eos_token_id,
         pad_token_id=config.pad_token_id,
         head_dim=config.head_dim,
+        residual=config.residual,
     )

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from models.chain import Chain
 from models.layered import Kind, LayeredModel
-from models.lm.block import Layer
+from models.lm.block import make_layer
 from models.lm.config import LMConfig
 from models.lm.norm import make_norm
 from models.lm.rope import frequencies
@@ -19,6 +19,7 @@ class Embedding(nn.Module):
     def __init__(self, config: LMConfig) -> None:
         super().__init__()
         self.scale, self.windows = config.embedding_scale, config.windows
+        self.has_pending = config.residual.has_pending
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.embed_positions: nn.Embedding | None = None
         if config.rope is None:
@@ -34,7 +35,8 @@ class Embedding(nn.Module):
 
         token_ids [B, S] int64, padded on the right; starts [B] int64, tokens of each row already cached;
         columns [P] int64, the cache columns 0 to P - 1, of which a row sees the first `starts`.
-        Returns hidden [B, S, D]; cos, sin [B, S, R] in its dtype; mask [B, M, S, P + S] bool, M for each reach.
+        Returns hidden [B, S, D], or [B, S, 2 D] of a model with ladder layers; cos, sin [B, S, R] in its dtype;
+        mask [B, M, S, P + S] bool, M for each reach.
         """
         new = torch.arange(token_ids.shape[1], device=token_ids.device)  # [S]
         positions = starts[:, None] + new  # [B, S]
@@ -58,7 +60,7 @@ class Embedding(nn.Module):
             hidden = hidden * torch.tensor(self.scale, dtype=hidden.dtype, device=hidden.device)
         if self.embed_positions is not None:  # padding may lie behind the last position there is
             hidden = hidden + self.embed_positions(positions.clamp(max=self.embed_positions.num_embeddings - 1))
-        return hidden
+        return torch.cat((hidden, torch.zeros_like(hidden)), dim=-1) if self.has_pending else hidden
 
 
 class Head(nn.Module):
@@ -67,11 +69,15 @@ class Head(nn.Module):
     def __init__(self, config: LMConfig) -> None:
         super().__init__()
         self.softcap = config.logit_softcap or 0.0
+        self.has_pending = config.residual.has_pending
         self.norm = make_norm(config, config.hidden_size)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[B, T, D] -> logits [B, T, V]"""
+        """[B, T, D] -> logits [B, T, V]; [B, T, 2 D] of a model with ladder layers, all of it landing here"""
+        if self.has_pending:
+            landed, pending = hidden.chunk(2, dim=-1)
+            hidden = landed + pending
         logits: Tensor = self.lm_head(self.norm(hidden))
         return logits if self.softcap == 0.0 else torch.tanh(logits / self.softcap) * self.softcap
 
@@ -84,9 +90,9 @@ class LanguageModel(LayeredModel):
     def __init__(self, config: LMConfig) -> None:
         super().__init__()
         self.config = config
-        self.residual_form = "parallel" if config.is_parallel else "standard"
+        self.residual_form = "parallel" if config.is_parallel else config.residual.form
         self.embed: Embedding = Embedding(config)
-        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(make_layer(config, i) for i in range(config.num_hidden_layers))
         self.head: Head = Head(config)
         if config.is_tied:
             self.tie()

@@ -17,6 +17,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=defaults.steps)
     parser.add_argument("--decay", type=int, default=defaults.decay, help="last steps, in which the rates fall")
     parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument("--residual", choices=("standard", "parallel", "ladder"), default=defaults.residual)
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each, sharing every batch")
     parser.add_argument("--out", type=Path, default=Path("models/checkpoints/arith"))
     parser.add_argument("--state", type=Path, help="file that keeps the state to resume from")
@@ -25,7 +26,7 @@ def main() -> None:
     if options.resume and options.state is None:
         parser.error("--resume needs --state")
     torch.set_num_threads(1)
-    recipe = Recipe(options.steps, options.decay, options.seed)
+    recipe = Recipe(options.steps, options.decay, options.seed, residual=options.residual)
     run(work, options.workers, recipe, Run(options.out, options.state, options.resume))
 
 

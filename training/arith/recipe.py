@@ -1,6 +1,6 @@
 """The hyper-parameters of a run, and the trainer that takes its steps. Knows no file and no clock."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from models.lm.config import LMConfig
 from models.lm.model import LanguageModel
+from models.lm.residual import Form, Residual
 from models.lm.rope import Rope
 from training.arith.batches import Batch, Mixture, parts_of_step
 from training.arith.muon import Muon
@@ -49,6 +50,7 @@ class Recipe:
     muon_weight_decay: float = 0.05
     adamw_lr: float = 0.003
     adamw_betas: tuple[float, float] = (0.9, 0.95)
+    residual: Form = "standard"
     mixture: Mixture = field(default_factory=Mixture)
 
     def rate(self, step: int) -> float:
@@ -62,7 +64,7 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, rank: int = 0, world_size: int = 1) -> None:
         self.recipe, self.rank, self.world_size = recipe, rank, world_size
-        self.model = initial_model(recipe.seed)
+        self.model = initial_model(recipe.seed, recipe.residual)
         self.parameters = list(self.model.parameters())
         matrices = [parameter for parameter in self.model.layers.parameters() if parameter.ndim == 2]
         chosen = set(map(id, matrices))
@@ -121,10 +123,10 @@ def weighted_loss(model: LanguageModel, batch: Batch) -> Tensor:
     return (losses * batch.weights.flatten()).sum()
 
 
-def initial_model(seed: int) -> LanguageModel:
-    """Untrained model: matrices from a normal distribution, norms at one."""
+def initial_model(seed: int, residual: Form = "standard") -> LanguageModel:
+    """Untrained model: matrices from a normal distribution, norms at one; equal matrices in every residual form."""
     torch.manual_seed(seed)
-    model = LanguageModel(CONFIG)
+    model = LanguageModel(replace(CONFIG, residual=Residual(residual)))
     for parameter in model.parameters():
         if parameter.ndim == 2:
             nn.init.normal_(parameter, std=INIT_STD)
