@@ -3,12 +3,13 @@
 from exporters.parts import Parts
 from exporters.split_encoder import split_encoder
 from exporters.split_language import split_language
-from exporters.split_stack import split_stack
+from exporters.split_stack import split_stack, split_whole
+from models.artifact import TensorSpec
+from models.catalogue import specs_of
 from models.encoders.model import EncoderModel
 from models.errors import ArtifactError
-from models.layered import LayeredModel
+from models.layered import LayeredModel, TensorStack, Whole
 from models.lm.model import LanguageModel
-from models.mixers.residual_mlp import ResidualMLP
 from models.vision.stages import Stages
 from models.vision.vit import VisionTransformer
 
@@ -19,11 +20,16 @@ def split(model: LayeredModel) -> Parts:
         return split_language(model)
     if isinstance(model, EncoderModel):
         return split_encoder(model)
-    if isinstance(model, ResidualMLP):
-        return split_stack(model, "features", (model.config.num_features,), "logits", model.config.num_classes)
     if isinstance(model, VisionTransformer | Stages):
-        return split_stack(model, "pixel_values", model.image_shape, "logits", model.num_classes)
+        inputs = TensorSpec(name="pixel_values", datatype="FP32", shape=(-1, *model.image_shape))
+        outputs = TensorSpec(name="logits", datatype="FP32", shape=(-1, model.num_classes))
+        return split_stack(model, inputs, outputs)
+    specs = specs_of(model)
+    if specs and isinstance(model, TensorStack):
+        return split_stack(model, *specs)
+    if specs and isinstance(model, Whole):
+        return split_whole(model, *specs)
     raise ArtifactError(
-        f"{type(model).__name__} has no known inputs; exported are language models, encoders, ResidualMLP and image "
-        "classifiers"
+        f"{type(model).__name__} has no known inputs; exported are language models, encoders, image classifiers and "
+        "the architectures of the catalogue"
     )

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from exporters.parts import BATCH, Part, Parts, Port
-from models.layered import TensorStack
+from models.artifact import TensorSpec
+from models.layered import TensorStack, Whole
 
 
 class WholeStack(nn.Module):
@@ -23,12 +24,10 @@ class WholeStack(nn.Module):
         return outputs
 
 
-def split_stack(
-    model: TensorStack, input_name: str, input_shape: tuple[int, ...], output_name: str, num_outputs: int
-) -> Parts:
-    """The parts of a stack with one input [B, *input_shape] and one output [B, num_outputs]."""
-    inputs, outputs = Port(input_name, ("batch", *input_shape)), Port(output_name, ("batch", num_outputs))
-    example = torch.randn(BATCH, *input_shape, generator=torch.Generator().manual_seed(0))
+def split_stack(model: TensorStack, given: TensorSpec, made: TensorSpec) -> Parts:
+    """The parts of a stack with one input and one output."""
+    inputs, outputs = _port(given), _port(made)
+    example = _example(given)
     with torch.no_grad():
         stream = model.embed(example)
     hidden = Port("hidden", ("batch", *stream.shape[1:]))
@@ -40,6 +39,28 @@ def split_stack(
         ),
         Part("head", model.head, (hidden,), (outputs,), (stream,)),
         Part("whole", WholeStack(model).eval(), (inputs,), (outputs,), (example,)),
-        inputs=(inputs.spec(),),
-        outputs=(outputs.spec(),),
+        inputs=(given,),
+        outputs=(made,),
     )
+
+
+def split_whole(model: Whole, given: TensorSpec, made: TensorSpec) -> Parts:
+    """The one part of a network without layers, with one input and one output."""
+    inputs, outputs, example = _port(given), _port(made), _example(given)
+    whole = Part("whole", model, (inputs,), (outputs,), (example,))
+    return Parts(
+        Part("embed", model.embed, (inputs,), (inputs,), (example,)),
+        (),
+        Part("head", model.head, (outputs,), (outputs,), (example,)),
+        whole,
+        inputs=(given,),
+        outputs=(made,),
+    )
+
+
+def _port(spec: TensorSpec) -> Port:
+    return Port(spec.name, ("batch", *spec.shape[1:]), spec.datatype)
+
+
+def _example(spec: TensorSpec) -> Tensor:
+    return torch.randn(BATCH, *spec.shape[1:], generator=torch.Generator().manual_seed(0))

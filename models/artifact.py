@@ -81,6 +81,14 @@ class EncoderSpec(Record):
         return self.task in ("embed", "classify")
 
 
+class SequenceSpec(Record):
+    """What a server needs to know of a recurrent model: a visit takes its state in and gives the next one out."""
+
+    max_chunk: int = Field(ge=1, description="steps of one pass at most; longer sequences are walked pass by pass")
+    max_trained: int = Field(ge=1, description="steps of the longest sequence the model was trained on")
+    state: tuple[TensorSpec, ...] = Field(description="what one visit hands from one pass to the next, zeros at first")
+
+
 class ImageSpec(Record):
     """How clients prepare pixels: from 0 to 1, minus `mean`, over `std`, for each channel; the input says the size."""
 
@@ -135,12 +143,13 @@ class Manifest(Record):
     schema_version: Literal[1] = 1
     name: Name
     version: Name
-    kind: Literal["causal-lm", "encoder", "tensor"]
+    kind: Literal["causal-lm", "encoder", "tensor", "sequence"]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     layers: LayersSpec | None = None
     language: LanguageSpec | None = None
     encoder: EncoderSpec | None = None
+    sequence: SequenceSpec | None = None
     image: ImageSpec | None = None
     classes: tuple[str, ...] = Field((), description="names of the classes, in the order of the logits")
     forms: dict[Format, Form]

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
+from models import catalogue
 from models.encoders import weights as encoder_weights
 from models.encoders.architectures import ARCHITECTURES as ENCODERS
 from models.errors import ArtifactError, FathomError
 from models.layered import LayeredModel
 from models.lm import weights
 from models.lm.architectures import ARCHITECTURES
-from models.mixers import residual_mlp
 from models.vision import weights as vision_weights
 from models.vision.huggingface import ARCHITECTURES as CLASSIFIERS
 
@@ -24,7 +24,7 @@ _LOADERS: Mapping[str, Callable[[Path, torch.dtype | None], LayeredModel]] = {
     **dict.fromkeys(ARCHITECTURES, weights.load),
     **dict.fromkeys(ENCODERS, encoder_weights.load),
     **dict.fromkeys(CLASSIFIERS, vision_weights.load),
-    "residual_mlp": residual_mlp.load,
+    **dict.fromkeys(catalogue.names(), catalogue.load),
     _TIMM: vision_weights.load,
 }
 

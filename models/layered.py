@@ -6,11 +6,12 @@ Also the plain loop along a chain, without any cache: the reference every backen
 from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from models.chain import Chain
 
-Kind: TypeAlias = Literal["causal-lm", "encoder", "tensor"]
+Kind: TypeAlias = Literal["causal-lm", "encoder", "tensor", "sequence"]
 Carry: TypeAlias = tuple[Tensor, ...]
 
 
@@ -20,6 +21,7 @@ class LayeredModel(nn.Module):
     A `tensor` model has `embed(*inputs) -> hidden`, `layer(hidden) -> hidden`, `head(hidden) -> outputs`.
     An `encoder` has `embed(token_ids[, token_types]) -> hidden`, `layer(hidden, lengths) -> hidden`, and
     `head(hidden, lengths)` of the whole text or `head(hidden)` of each token.
+    A `sequence` model has `embed(steps) -> hidden`, `layer(hidden, *state) -> hidden, *state` and `head(hidden)`.
     A `causal-lm` model has the signatures of `models.lm.model`, with keys and values as explicit inputs and outputs.
     """
 
@@ -55,6 +57,55 @@ class TensorStack(LayeredModel):
         for layer in self.layers:
             hidden = layer(hidden)
         outputs: Tensor = self.head(hidden)
+        return outputs
+
+
+class SequenceStack(LayeredModel):
+    """A layered model that reads a sequence step by step, with a state of fixed size for every visit.
+
+    `embed(steps [B, T, ...]) -> hidden [B, T, D]`, `layer(hidden, *state) -> (hidden, *state)` for any T up to
+    `max_chunk`, `head(hidden) -> outputs [B, T, C]`. Every row of a pass has as many steps. Zeros are the state before
+    the first step; a visit that is left out leaves no state.
+    """
+
+    kind: Kind = "sequence"
+    max_chunk: int
+    max_trained: int
+
+    def empty_state(self, batch: int) -> tuple[Tensor, ...]:
+        """The state of one visit before the first step: zeros [B, ...]."""
+        raise NotImplementedError
+
+    def along(self, inputs: Mapping[str, Tensor], chain: Chain) -> Tensor:
+        """Outputs of every step [B, T, C], walked in passes of at most `max_chunk` steps."""
+        (steps,) = inputs.values()
+        states = [self.empty_state(len(steps)) for _ in chain.layers]
+        outputs = []
+        for chunk in torch.split(steps, self.max_chunk, dim=1):
+            hidden = self.embed(chunk)
+            for visit, layer in enumerate(chain.layers):
+                hidden, *state = self.layers[layer](hidden, *states[visit])
+                states[visit] = tuple(state)
+            outputs.append(self.head(hidden))
+        return torch.cat(outputs, dim=1)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Steps [B, T, ...] to outputs [B, T, C]"""
+        return self.along({"steps": inputs[0]}, Chain.full(len(self.layers)))
+
+
+class Whole(LayeredModel):
+    """A network that is no stack of layers: served whole, with no chain. `forward` is all there is of it."""
+
+    kind: Kind = "tensor"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.layers, self.head = nn.Identity(), nn.ModuleList(), nn.Identity()
+
+    def along(self, inputs: Mapping[str, Tensor], chain: Chain) -> Tensor:
+        assert not chain.layers, "a network that is no stack has no chain"
+        outputs: Tensor = self(*inputs.values())
         return outputs
 
 

@@ -60,6 +60,7 @@ def tiny_mlp_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A classifier of three residual blocks, six features, four classes; its answers differ between chains."""
     import torch
 
+    from models import catalogue
     from models.mixers import residual_mlp
 
     config = residual_mlp.ResidualMLPConfig(
@@ -70,7 +71,7 @@ def tiny_mlp_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         model = residual_mlp.ResidualMLP(config)
     _scale(model, 3.0)
-    residual_mlp.save(model, directory)
+    catalogue.save(model, directory)
     return directory
 
 

@@ -13,8 +13,8 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.nn import functional as F
 
+from models import catalogue
 from models.layered import num_parameters
-from models.mixers import residual_mlp
 from models.mixers.residual_mlp import ResidualMLP, ResidualMLPConfig
 
 CONFIG = ResidualMLPConfig(
@@ -80,7 +80,7 @@ def accuracy(model: ResidualMLP, rows: Rows) -> float:
 
 def write(model: ResidualMLP, test: Rows, card: str, out: Path) -> None:
     """Write config, weights, test rows and model card."""
-    residual_mlp.save(model, out)
+    catalogue.save(model, out)
     (out / "model.safetensors").chmod(0o644)
     pairs = zip(test.inputs.tolist(), test.targets.tolist(), strict=True)
     lines = (json.dumps({"inputs": inputs, "target": target}) for inputs, target in pairs)

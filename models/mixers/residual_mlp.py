@@ -1,30 +1,26 @@
 """A residual MLP: same-shape pre-norm blocks between a projection and a classifier head."""
 
-import json
-from dataclasses import asdict, dataclass, fields
-from functools import partial
-from pathlib import Path
+from dataclasses import dataclass
 
-import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.artifact import TensorSpec
+from models.catalogue import About
 from models.layered import TensorStack
-from models.shards import Shards, load_into, refuse_differences
 
 
 @dataclass(frozen=True, slots=True)
 class ResidualMLPConfig:
     """Sizes of a residual MLP; `input_shift` and `input_scale` bring raw inputs to about zero mean, unit range."""
 
-    num_features: int
-    num_classes: int
-    hidden_size: int
-    expansion: int
-    num_layers: int
-    input_shift: float = 0.0
-    input_scale: float = 1.0
+    num_features: int = 64
+    num_classes: int = 10
+    hidden_size: int = 64
+    expansion: int = 2
+    num_layers: int = 12
+    input_shift: float = 8.0
+    input_scale: float = 0.125
 
 
 class Projection(nn.Module):
@@ -73,6 +69,9 @@ class Classifier(nn.Module):
 class ResidualMLP(TensorStack):
     """A classifier of flat feature rows, as a stack of same-shape residual blocks."""
 
+    about = About("S122", "Layer Normalization", "arXiv 1607.06450")
+    Config = ResidualMLPConfig
+
     def __init__(self, config: ResidualMLPConfig) -> None:
         super().__init__()
         self.config = config
@@ -80,26 +79,10 @@ class ResidualMLP(TensorStack):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.head = Classifier(config)
 
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return (TensorSpec(name="features", datatype="FP32", shape=(-1, self.config.num_features)),)
 
-def load(directory: Path, dtype: torch.dtype | None = torch.float32) -> ResidualMLP:
-    """Build the model of a checkpoint directory, ready for inference, in `dtype`, or None for the one it is stored in.
-
-    Raises ArtifactError naming tensors that are missing, unexpected or of another shape.
-    """
-    raw = json.loads((directory / "config.json").read_text())
-    config = ResidualMLPConfig(**{field.name: raw[field.name] for field in fields(ResidualMLPConfig)})
-    shards = Shards(directory)
-    with torch.device("meta"):
-        model = ResidualMLP(config)
-    wanted = model.state_dict().keys()
-    refuse_differences(directory, wanted - shards.names, shards.names - wanted)
-    load_into(model, {name: partial(shards.read, name) for name in wanted}, dtype)
-    return model.eval()
-
-
-def save(model: ResidualMLP, directory: Path) -> None:
-    """Write `config.json` and `model.safetensors`."""
-    directory.mkdir(parents=True, exist_ok=True)
-    raw = {"architectures": ["ResidualMLP"], "model_type": "residual_mlp", **asdict(model.config)}
-    (directory / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
-    save_file(model.state_dict(), directory / "model.safetensors", metadata={"format": "pt"})
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return (TensorSpec(name="logits", datatype="FP32", shape=(-1, self.config.num_classes)),)

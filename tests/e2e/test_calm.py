@@ -27,6 +27,7 @@ def repository(shipped_repository: Path, tmp_path_factory: pytest.TempPathFactor
     import torch
 
     from exporters.export import export_checkpoint
+    from models import catalogue
     from models.mixers import residual_mlp
 
     folder = tmp_path_factory.mktemp("repository")
@@ -38,7 +39,7 @@ def repository(shipped_repository: Path, tmp_path_factory: pytest.TempPathFactor
         torch.manual_seed(0)
         model = residual_mlp.ResidualMLP(config)
     checkpoint = tmp_path_factory.mktemp("checkpoint") / "big"
-    residual_mlp.save(model, checkpoint)
+    catalogue.save(model, checkpoint)
     assert export_checkpoint(checkpoint, folder, formats=("onnx",)).refused == {}
     return folder
 

@@ -11,10 +11,10 @@ from tokenizers.pre_tokenizers import Split
 
 from exporters.export import export_checkpoint
 from exporters.publish import Exported
+from models import catalogue
 from models.lm import weights
 from models.lm.config import LMConfig
 from models.lm.model import LanguageModel
-from models.mixers import residual_mlp
 from models.mixers.residual_mlp import ResidualMLP, ResidualMLPConfig
 
 LM = LMConfig(
@@ -50,7 +50,7 @@ def mlp_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A residual MLP of random weights."""
     directory = tmp_path_factory.mktemp("checkpoints") / "mlp"
     torch.manual_seed(0)
-    residual_mlp.save(ResidualMLP(MLP), directory)
+    catalogue.save(ResidualMLP(MLP), directory)
     return directory
 
 

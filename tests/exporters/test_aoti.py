@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from exporters.export import export_checkpoint
+from models import catalogue
 from models.checkpoint import load_checkpoint
 from models.errors import BackendError
-from models.mixers import residual_mlp
 from models.mixers.residual_mlp import ResidualMLP
 from service.backends.open import open_backend
 from tests.exporters.conftest import MLP
@@ -19,7 +19,7 @@ from tests.exporters.conftest import MLP
 @pytest.mark.slow
 def test_compiled_parts_answer_as_eager_torch_does(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    residual_mlp.save(ResidualMLP(replace(MLP, num_layers=1)), tmp_path / "one")
+    catalogue.save(ResidualMLP(replace(MLP, num_layers=1)), tmp_path / "one")
     exported = export_checkpoint(tmp_path / "one", tmp_path / "repository", ("aoti",))
     assert all(difference.max_abs <= 1e-4 for difference in exported.manifest.forms["aoti"].measured)
     backend = open_backend(exported.manifest, exported.directory, "aoti")

@@ -17,12 +17,12 @@ from exporters.passes.influence import influence
 from exporters.passes.low_rank import low_rank
 from exporters.passes.samples import Sample, accuracy, read_samples
 from exporters.passes.soup import greedy, uniform
+from models import catalogue
 from models.chain import Chain
 from models.checkpoint import load_checkpoint
 from models.errors import ArtifactError, InputError
 from models.layered import LayeredModel
 from models.lm.model import LanguageModel
-from models.mixers import residual_mlp
 from tests.contracts.decoders import DECODERS, VOCABULARY, make
 
 TOLERANCE = 1e-5
@@ -109,10 +109,10 @@ def test_what_passes_write_is_exported(tmp_path: Path) -> None:
 
 
 def test_layer_that_changes_little_has_little_influence(tiny_mlp_checkpoint: Path, tmp_path: Path) -> None:
-    model = residual_mlp.load(tiny_mlp_checkpoint)
+    model = catalogue.load(tiny_mlp_checkpoint)
     model.layers[1].get_parameter("down.weight").data *= 1e-3
     model.layers[1].get_parameter("down.bias").data *= 1e-3
-    residual_mlp.save(model, tmp_path / "weak")
+    catalogue.save(model, tmp_path / "weak")
     lines = [json.dumps({"inputs": [float(i), 1.0, 2.0, 3.0, 4.0, 5.0]}) for i in range(9)]
     (tmp_path / "samples.jsonl").write_text("\n".join(lines))
     assert choose(tmp_path / "weak", 1, "layer", tmp_path / "samples.jsonl") == [1]

@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from models import catalogue
 from models.artifact import Format
 from models.chain import Chain
 from models.checkpoint import load_checkpoint, model_types
 from models.errors import ArtifactError
 from models.layered import num_parameters
 from models.lm.model import LanguageModel
-from models.mixers import residual_mlp
 from models.mixers.residual_mlp import ResidualMLP
 
 
@@ -30,11 +30,11 @@ def test_family_is_the_one_config_names(tiny_lm_checkpoint: Path, tiny_mlp_check
 
 
 def test_mlp_round_trips_and_scales_its_inputs(tiny_mlp_checkpoint: Path, tmp_path: Path) -> None:
-    model = residual_mlp.load(tiny_mlp_checkpoint)
-    residual_mlp.save(model, tmp_path)
+    model = catalogue.load(tiny_mlp_checkpoint)
+    catalogue.save(model, tmp_path)
     inputs = torch.rand(4, 6, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        assert torch.equal(residual_mlp.load(tmp_path)(inputs), model(inputs))
+        assert torch.equal(catalogue.load(tmp_path)(inputs), model(inputs))
         hidden = model.embed.get_submodule("linear")((inputs - 0.5) * 2.0)
         for layer in (2, 0, 2):
             hidden = model.layers[layer](hidden)

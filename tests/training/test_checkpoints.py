@@ -10,8 +10,8 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from models import catalogue
 from models.lm import weights
-from models.mixers import residual_mlp
 from training import digits
 from training.arith.accuracy import is_right
 from training.arith.problems import FAMILIES, LEVELS, Problem, is_heldout
@@ -81,7 +81,7 @@ def test_digits_is_as_right_as_its_card_says() -> None:
     rows = digits.Rows(torch.tensor([line["inputs"] for line in test]), torch.tensor([line["target"] for line in test]))
     match = re.search(r"\| 360 \| (\d+) ", (DIGITS / "README.md").read_text())
     assert match is not None
-    assert round(digits.accuracy(residual_mlp.load(DIGITS), rows) * 360) == int(match[1]) >= 0.97 * 360
+    assert round(digits.accuracy(catalogue.load(DIGITS), rows) * 360) == int(match[1]) >= 0.97 * 360
 
 
 def test_digits_heldout_rows_are_the_test_split() -> None:
