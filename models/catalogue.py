@@ -72,6 +72,7 @@ class Entry:
     """One line of the catalogue, at the sizes of the shipped weights."""
 
     name: str
+    class_name: str
     about: About
     kind: str
     inputs: tuple[TensorSpec, ...]
@@ -145,7 +146,9 @@ def _entry(name: str) -> Entry:
     with torch.device("meta"):
         model = architecture(architecture.Config())
     layered = cast("LayeredModel", model)
-    return Entry(name, model.about, layered.kind, model.inputs, model.outputs, len(layered.layers))
+    return Entry(
+        name, type(model).__name__, model.about, layered.kind, model.inputs, model.outputs, len(layered.layers)
+    )
 
 
 def _build(raw: Mapping[str, Any], directory: Path) -> LayeredModel:

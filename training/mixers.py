@@ -17,8 +17,8 @@ def _is_as_good(model: nn.Module, baseline: nn.Module, task: Task) -> tuple[bool
 RECIPES = {
     "hourglass": Recipe(
         model=lambda: Hourglass(HourglassConfig()),
-        baseline=lambda: ResidualMLP(ResidualMLPConfig(hidden_size=64, expansion=4, num_layers=2)),
-        baseline_name="narrow - wide - narrow MLP, 64 - 256 - 64, 2 layers",
+        baseline=lambda: ResidualMLP(ResidualMLPConfig(hidden_size=64, expansion=3, num_layers=2)),
+        baseline_name="narrow - wide - narrow MLP, 64 - 192 - 64, 2 layers",
         task=Digits(),
         steps=2000,
         claims=(Measured("at least as good as narrow - wide - narrow with as many weights", _is_as_good),),

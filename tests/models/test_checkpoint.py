@@ -96,6 +96,7 @@ def test_mlp_with_damaged_weights_is_refused(damage: str, tiny_mlp_checkpoint: P
 
 
 def test_page_names_everything_that_is_read_and_written() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text()
+    docs = Path(__file__).parents[2] / "docs"
+    page = "".join((docs / name).read_text() for name in ("checkpoints.md", "models.md"))
     assert [name for name in model_types() if name != "timm" and f"`{name}`" not in page] == []
     assert [format for format in get_args(Format) if f"`{format}`" not in page] == []
