@@ -1,18 +1,17 @@
-"""The encoder architectures of Hugging Face checkpoints: what each says in config.json, and how it names its tensors.
+"""The encoder architectures of Hugging Face checkpoints: how each names its tensors, and what is read of any of them.
 
-One entry an architecture; what they share is read once. Whatever would change what is computed and is not computed
-here is refused by name.
+One entry an architecture; what its config.json says is in `models.encoders.said`. Whatever would
+change what is computed and is not computed here is refused by name.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
 
+from models.encoders import said
 from models.encoders.config import EncoderConfig, HeadConfig, Scores, Task
+from models.encoders.said import Fields
 from models.errors import ArtifactError
-from models.lm.rope import Raw, Rope, read_rope
-
-Fields: TypeAlias = dict[str, Any]
+from models.lm.rope import Raw
 
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _REFUSED = (
@@ -101,19 +100,19 @@ def _head(raw: Raw, task: Task, architecture: Architecture) -> Fields:
         is_tied = raw.get("tie_word_embeddings", True) is not False
         return {"num_outputs": raw["vocab_size"], "is_tied": is_tied, **architecture.head(raw, task)}
     labels = _labels(raw)
-    said = {"num_outputs": len(labels), "labels": labels, **architecture.head(raw, task)}
-    return {**said, "scores": _scores(raw, len(labels))} if task == "classify" else said
+    head = {"num_outputs": len(labels), "labels": labels, **architecture.head(raw, task)}
+    return {**head, "scores": _scores(raw, len(labels))} if task == "classify" else head
 
 
 def _labels(raw: Raw) -> tuple[str, ...]:
     """Names of the outputs, in their order; transformers has two if nothing is said."""
-    said = raw.get("id2label")
-    if not said:
+    labels = raw.get("id2label")
+    if not labels:
         return tuple(f"LABEL_{i}" for i in range(raw.get("num_labels") or 2))
     try:
-        named = {int(number): str(label) for number, label in said.items()}
+        named = {int(number): str(label) for number, label in labels.items()}
     except (ValueError, AttributeError) as error:
-        raise ArtifactError(f"config.json says id2label = {said!r:.80}; it must name each number's label") from error
+        raise ArtifactError(f"config.json says id2label = {labels!r:.80}; it must name each number's label") from error
     if sorted(named) != list(range(len(named))):
         raise ArtifactError(f"config.json says id2label for {sorted(named)[:10]}; labels must be numbered from 0 on")
     return tuple(named[number] for number in range(len(named)))
@@ -127,101 +126,6 @@ def _scores(raw: Raw, num_labels: int) -> Scores:
     if problem == "regression":
         return "none"
     return "sigmoid" if problem == "multi_label_classification" or num_labels == 1 else "softmax"
-
-
-def _bert(raw: Raw) -> Fields:
-    return {
-        "max_length": raw["max_position_embeddings"],
-        "num_positions": raw["max_position_embeddings"],
-        "num_token_types": raw.get("type_vocab_size", 2),
-        "norm_eps": raw.get("layer_norm_eps", 1e-12),
-        "activation": raw.get("hidden_act", "gelu"),
-    }
-
-
-def _roberta(raw: Raw) -> Fields:
-    pad = raw.get("pad_token_id", 1)
-    if type(pad) is not int or pad < 0:
-        raise ArtifactError(f"config.json says pad_token_id = {pad!r}; positions are counted from it")
-    return {**_bert(raw), "pad_token_id": pad, "max_length": raw["max_position_embeddings"] - pad - 1}
-
-
-def _distilbert(raw: Raw) -> Fields:
-    positions = raw["max_position_embeddings"]
-    return {"max_length": positions, "num_positions": positions, "activation": raw.get("activation", "gelu")}
-
-
-def _modernbert(raw: Raw) -> Fields:
-    types = _layer_types(raw)
-    ropes = {
-        "full_attention": _rope(raw, "full_attention", raw.get("global_rope_theta") or 160_000.0),
-        "sliding_attention": _rope(raw, "sliding_attention", raw.get("local_rope_theta") or 10_000.0),
-    }
-    reach = raw.get("local_attention", 128) // 2
-    return {
-        "max_length": raw["max_position_embeddings"],
-        "norm_eps": raw.get("norm_eps", 1e-5),
-        "activation": raw.get("hidden_activation", "gelu"),
-        "norms_before": True,
-        "is_gated": True,
-        "has_attention_bias": raw.get("attention_bias", False),
-        "has_mlp_bias": raw.get("mlp_bias", False),
-        "has_norm_bias": raw.get("norm_bias", False),
-        "ropes": tuple(ropes[one] for one in types),
-        "reaches": tuple(None if one == "full_attention" else reach for one in types),
-    }
-
-
-def _layer_types(raw: Raw) -> list[str]:
-    count, every = raw["num_hidden_layers"], raw.get("global_attn_every_n_layers", 3)
-    types = raw.get("layer_types") or ["sliding_attention" if i % every else "full_attention" for i in range(count)]
-    if not set(types) <= {"full_attention", "sliding_attention"} or len(types) != count:
-        raise ArtifactError(
-            f"config.json says layer_types = {types!r:.120}; "
-            f"each of the {count} layers has full_attention or sliding_attention"
-        )
-    return list(types)
-
-
-def _rope(raw: Raw, layer_type: str, theta: float) -> Rope:
-    said = (raw.get("rope_parameters") or {}).get(layer_type) or raw.get("rope_scaling") or {}
-    rope = read_rope({**raw, "rope_scaling": None, "rope_theta": theta, "rope_parameters": said}, theta)
-    if rope.scaling != "default":
-        raise ArtifactError(f"config.json says rope_type = {rope.scaling!r}; encoders have 'default' alone")
-    return rope
-
-
-def _bert_head(raw: Raw, task: Task) -> Fields:
-    if task == "classify":
-        return {"pooling": ("cls",), "transform": "tanh"}
-    return _masked(raw.get("hidden_act", "gelu")) if task == "fill-mask" else {}
-
-
-def _roberta_head(raw: Raw, task: Task) -> Fields:
-    return _masked("gelu") if task == "fill-mask" else _bert_head(raw, task)
-
-
-def _distilbert_head(raw: Raw, task: Task) -> Fields:
-    if task == "classify":
-        return {"pooling": ("cls",), "transform": "relu"}
-    return _masked(raw.get("activation", "gelu")) if task == "fill-mask" else {}
-
-
-def _modernbert_head(raw: Raw, task: Task) -> Fields:
-    pooling = raw.get("classifier_pooling", "cls")
-    if pooling not in ("cls", "mean"):
-        raise ArtifactError(f"config.json says classifier_pooling = {pooling!r}; known are 'cls' and 'mean'")
-    return {
-        "pooling": (pooling,) if task == "classify" else (),
-        "transform": raw.get("classifier_activation", "gelu"),
-        "has_transform_bias": raw.get("classifier_bias", False),
-        "has_transform_norm": True,
-        "has_out_bias": raw.get("decoder_bias", True) if task == "fill-mask" else True,
-    }
-
-
-def _masked(transform: str) -> Fields:
-    return {"transform": transform, "has_transform_norm": True}
 
 
 _BERT_NAMES = {
@@ -256,8 +160,8 @@ _FUSED = {f".attention.{name}_proj.": (".attn.Wqkv.", place) for place, name in 
 ARCHITECTURES: Mapping[str, Architecture] = {
     "bert": Architecture(
         "Bert",
-        _bert,
-        _bert_head,
+        said.bert,
+        said.bert_head,
         "bert.",
         _BERT_NAMES,
         {
@@ -271,12 +175,12 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             },
         },
     ),
-    "roberta": Architecture("Roberta", _roberta, _roberta_head, "roberta.", _BERT_NAMES, _ROBERTA_HEADS),
-    "xlm-roberta": Architecture("XLMRoberta", _roberta, _roberta_head, "roberta.", _BERT_NAMES, _ROBERTA_HEADS),
+    "roberta": Architecture("Roberta", said.roberta, said.roberta_head, "roberta.", _BERT_NAMES, _ROBERTA_HEADS),
+    "xlm-roberta": Architecture("XLMRoberta", said.roberta, said.roberta_head, "roberta.", _BERT_NAMES, _ROBERTA_HEADS),
     "distilbert": Architecture(
         "DistilBert",
-        _distilbert,
-        _distilbert_head,
+        said.distilbert,
+        said.distilbert_head,
         "distilbert.",
         {
             **_BERT_NAMES,
@@ -304,8 +208,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     ),
     "modernbert": Architecture(
         "ModernBert",
-        _modernbert,
-        _modernbert_head,
+        said.modernbert,
+        said.modernbert_head,
         "model.",
         {
             "embed.word.": "embeddings.tok_embeddings.",
