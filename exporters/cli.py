@@ -35,6 +35,9 @@ def export(
     allow_loss: Annotated[
         bool, typer.Option("--allow-loss", help="Keep a form of fewer bits whatever it loses on held-out samples.")
     ] = False,
+    timing: Annotated[
+        bool, typer.Option("--timing", help="Take weights not trained in their residual form: for measuring time only.")
+    ] = False,
     as_json: AsJson = False,
     is_listing: Annotated[
         bool, typer.Option("--list", help="Only try every format on the first layer and say what the model can become.")
@@ -56,6 +59,7 @@ def export(
             overwrite,
             report,
             allow_loss=allow_loss,
+            timing=timing,
         )
     _show(exported, as_json)
 

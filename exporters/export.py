@@ -19,7 +19,6 @@ from exporters.describe_encoder import TOKENIZER, encoder_spec
 from exporters.forms import Report, write_forms
 from exporters.heldout import MAX_LOSS, read_heldout
 from exporters.parts import Parts, row_cost, visit_cost
-from exporters.passes.rewrite import OURS
 from exporters.publish import Exported, file_records, new_version
 from exporters.split import split
 from models.artifact import Form, Format, LanguageSpec, LayersSpec, Manifest, file_record
@@ -29,6 +28,7 @@ from models.layered import LayeredModel
 from models.lm.chat import TEMPLATE, ChatTemplate, find_template, special_tokens
 from models.lm.model import LanguageModel
 from models.lm.tokenizer import Tokenizer
+from models.lm.wrapping import OURS
 from models.shards import Shards
 from models.vision import pixels
 from models.vision.stages import Stages
@@ -52,15 +52,19 @@ def export_checkpoint(
     report: Report = lambda what, done, total: None,
     origin: Mapping[str, str] = MappingProxyType({}),
     allow_loss: bool = False,
+    timing: bool = False,
 ) -> Exported:
     """Export a checkpoint directory; `origin` is what its provenance says beside what the directory tells.
 
     A format that cannot be written or differs from eager torch is left out and told in `refused`; so is one of fewer
     bits that loses too many answers on held-out samples, unless `allow_loss`. Raises ArtifactError
-    if none is left, if the checkpoint is unusable or if the version exists already.
+    if none is left, if the checkpoint is unusable or if the version exists already; and unless it is for `timing`, if
+    its weights were not trained in its residual form.
     """
     name = name or checkpoint.resolve().name
     model = load_checkpoint(checkpoint)
+    if not timing:
+        _refuse_untrained(model, checkpoint)
     parts = split(model)
     with new_version(repository, name, version, overwrite) as folder:
         language, encoder = _language(model, checkpoint, folder), encoder_spec(model, checkpoint, folder)
@@ -114,7 +118,18 @@ def _layers(model: LayeredModel, parts: Parts) -> LayersSpec | None:
     cost = tuple(visit_cost(part.module) if is_per_token else row_cost(part) for part in parts.layers)
     if not cost:
         return None
-    return LayersSpec(count=len(cost), residual_form=model.residual_form, cost=cost)
+    is_trained = model.config.residual.is_trained if isinstance(model, LanguageModel) else True
+    return LayersSpec(count=len(cost), residual_form=model.residual_form, is_trained=is_trained, cost=cost)
+
+
+def _refuse_untrained(model: LayeredModel, checkpoint: Path) -> None:
+    """Raise ArtifactError if the model's answers would be those of no model that was ever trained."""
+    if isinstance(model, LanguageModel) and not model.config.residual.can_answer:
+        raise ArtifactError(
+            f"{checkpoint} has the residual form {model.residual_form} and weights not trained in it, so that "
+            "its answers mean nothing; train it on (arith: python -m training.adapt), or have it for measuring time "
+            "alone by fathom export --timing"
+        )
 
 
 def _classes(model: LayeredModel, checkpoint: Path) -> dict[str, Any]:

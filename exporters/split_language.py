@@ -35,7 +35,7 @@ class WholeLanguageModel(nn.Module):
 def split_language(model: LanguageModel) -> Parts:
     """The parts of `model`; keys and values of the whole graph are stacked over the layers."""
     config = model.config
-    width, size, vocabulary = config.hidden_size, config.head_size, config.vocab_size
+    width, size, vocabulary = config.residual.width(config.hidden_size), config.head_size, config.vocab_size
     heads, num_layers = config.num_key_value_heads, len(model.layers)
     token_ids, starts = Port("token_ids", ("batch", "length"), "INT64"), Port("starts", ("batch",), "INT64")
     hidden = Port("hidden", ("batch", "length", width))

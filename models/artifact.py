@@ -42,7 +42,8 @@ class LayersSpec(Record):
     """The stack a chain walks over."""
 
     count: int = Field(ge=1)
-    residual_form: str
+    residual_form: str = Field(description="how outputs reach the stream, in the words of `models.lm.residual`")
+    is_trained: bool = Field(True, description="whether the weights were trained in this form; else for timing only")
     cost: tuple[int, ...] = Field(description="multiply-accumulates of one visit for one row (one token), per layer")
 
 

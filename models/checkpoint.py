@@ -14,6 +14,7 @@ from models.errors import ArtifactError, FathomError
 from models.layered import LayeredModel
 from models.lm import weights
 from models.lm.architectures import ARCHITECTURES
+from models.lm.wrapping import unwrapped
 from models.vision import weights as vision_weights
 from models.vision.huggingface import ARCHITECTURES as CLASSIFIERS
 
@@ -51,7 +52,7 @@ def model_types() -> list[str]:
 
 
 def read_raw(directory: Path) -> dict[str, Any]:
-    """What `config.json` says, as it stands there. Raises ArtifactError."""
+    """What `config.json` says; of a model of ours in another residual form, what it wraps. Raises ArtifactError."""
     path = directory / "config.json"
     try:
         raw = json.loads(path.read_text())
@@ -59,7 +60,7 @@ def read_raw(directory: Path) -> dict[str, Any]:
         raise ArtifactError(f"{path} cannot be read: {error}") from error
     if not isinstance(raw, dict):
         raise ArtifactError(f"{path} holds no object; copy the checkpoint again")
-    return raw
+    return unwrapped(raw)
 
 
 def _unknown(directory: Path, model_type: object) -> ArtifactError:

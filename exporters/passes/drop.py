@@ -2,18 +2,21 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from exporters.passes.influence import Unit, influence
-from exporters.passes.rewrite import OURS, read_tensors, rewrite
+from exporters.passes.rewrite import read_tensors, rewrite
 from exporters.passes.samples import read_samples
 from models.checkpoint import load_checkpoint, read_raw
 from models.errors import InputError
 from models.layered import LayeredModel
 from models.lm.architectures import ARCHITECTURES
 from models.lm.model import LanguageModel
+from models.lm.residual import Residual
 from models.lm.weights import source
+from models.lm.wrapping import OURS
 
 _LAYER = re.compile(r"(?<![^.])(layers|h)\.(\d+)\.")
 # Where config.json counts the layers: decoders, GPT-2, our own stacks.
@@ -85,11 +88,24 @@ def _renumbered(model: LanguageModel, raw: Mapping[str, Any], kept: Sequence[int
     if config.experts and "moe_intermediate_size" in raw:
         dense = [i for i, layer in enumerate(kept) if layer not in config.experts.layers]
         changes.update(mlp_only_layers=dense, decoder_sparse_step=1)
+    if config.residual.has_slots:
+        raise InputError(
+            f"residual form {config.residual.text} goes by the numbers of the layers, which dropping changes; "
+            "leave layers out of the chain instead"
+        )
+    if config.residual.layers is not None:
+        changes["residual"] = _left(config.residual, kept).said()
     absent = {name: getattr(config, name) for name in ("without_attention", "without_mlp")}
     if any(absent.values()):
         left = {name: [i for i, layer in enumerate(kept) if layer in layers] for name, layers in absent.items()}
         changes[OURS] = {**raw[OURS], **left}
     return changes
+
+
+def _left(residual: Residual, kept: Sequence[int]) -> Residual:
+    """The form of the layers that are left of a hybrid."""
+    layers = tuple(i for i, layer in enumerate(kept) if residual.is_ladder(layer))
+    return replace(residual, layers=layers) if layers else Residual(is_trained=residual.is_trained)
 
 
 def _drop_halves(

@@ -1,7 +1,7 @@
 """How much each layer, and each half of one, changes the residual stream: what is changed least is missed least."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from exporters.passes.samples import Sample
 from models.errors import InputError
 from models.layered import LayeredModel
-from models.lm.block import Layer
+from models.lm.block import DesyncLayer, Layer
 from models.lm.model import LanguageModel
 
 Unit: TypeAlias = Literal["layer", "attention", "mlp"]
@@ -35,7 +35,8 @@ def influence(model: LayeredModel, samples: Iterable[Sample], unit: Unit = "laye
 
 @contextmanager
 def _watched(model: LayeredModel, unit: Unit, similar: Mapping[int, list[Tensor]]) -> Iterator[None]:
-    handles = [_watch(layer, unit, similar[i]) for i, layer in enumerate(model.layers)]
+    landed = model.config.residual.landed if isinstance(model, LanguageModel) else _unchanged
+    handles = [_watch(layer, unit, similar[i], landed) for i, layer in enumerate(model.layers)]
     try:
         yield
     finally:
@@ -43,15 +44,21 @@ def _watched(model: LayeredModel, unit: Unit, similar: Mapping[int, list[Tensor]
             handle.remove()
 
 
-def _watch(layer: nn.Module, unit: Unit, similar: list[Tensor]) -> list[Any]:
-    """Hooks that note the cosine of every token's stream before and after."""
+def _watch(layer: nn.Module, unit: Unit, similar: list[Tensor], landed: Callable[[Tensor], Tensor]) -> list[Any]:
+    """Hooks that note the cosine of every token's stream before and after, nothing of it pending."""
+
+    def whole(_: nn.Module, inputs: Any, found: Any) -> None:
+        similar.append(_cosine(landed(inputs[0]), landed(_first(found))))
+
     if unit == "layer":
-        return [layer.register_forward_hook(lambda _, inputs, found: similar.append(_cosine(inputs[0], _first(found))))]
+        return [layer.register_forward_hook(whole)]
+    if isinstance(layer, DesyncLayer):
+        raise InputError(f"each rank of a desync model has a stream of its own, none has an {unit} alone; drop layers")
     assert isinstance(layer, Layer)
     stream: dict[str, Tensor] = {}
 
     def begin(_: nn.Module, inputs: Any) -> None:
-        stream["before"] = inputs[0]
+        stream["before"] = landed(inputs[0])
 
     def attended(_: nn.Module, inputs: Any, added: Tensor) -> None:
         if unit == "attention":
@@ -73,6 +80,10 @@ def _watch(layer: nn.Module, unit: Unit, similar: list[Tensor]) -> list[Any]:
 def _cosine(before: Tensor, after: Tensor) -> Tensor:
     """[..., D] twice -> one number for each token"""
     return F.cosine_similarity(before.float(), after.float(), dim=-1).flatten()
+
+
+def _unchanged(hidden: Tensor) -> Tensor:
+    return hidden
 
 
 def _first(outputs: Any) -> Tensor:

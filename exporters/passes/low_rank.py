@@ -21,7 +21,11 @@ def low_rank(checkpoint: Path, target: Path, kept: float) -> None:
     is none.
     """
     model = load_checkpoint(checkpoint)
-    if not isinstance(model, LanguageModel) or model.config.kept_weights is not None:
+    if (
+        not isinstance(model, LanguageModel)
+        or model.config.kept_weights is not None
+        or model.config.residual.has_streams
+    ):
         raise InputError(f"{checkpoint} is no decoder of whole matrices; only these are brought to a lower rank")
     if not 0 < kept < 1:
         raise InputError(f"{kept} of the weights cannot be kept; choose a part between 0 and 1")

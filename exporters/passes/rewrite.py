@@ -11,10 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.errors import ArtifactError
+from models.lm.wrapping import OURS, wrapped
 from models.shards import INDEX, WEIGHTS, Shards
-
-# In config.json: what was done to the checkpoint, and what of it only Fathom computes.
-OURS = "fathom"
 
 
 def rewrite(
@@ -32,7 +30,7 @@ def rewrite(
     left = (INDEX, "config.json", "README.md", *Shards(checkpoint).files)  # the card is about other weights
     try:
         shutil.copytree(checkpoint, hidden, ignore=shutil.ignore_patterns(*left))
-        (hidden / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (hidden / "config.json").write_text(json.dumps(wrapped(config), indent=2) + "\n")
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, hidden / WEIGHTS, {"format": "pt"})
         hidden.rename(target)
     except OSError as error:

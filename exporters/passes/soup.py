@@ -6,11 +6,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from exporters.passes.rewrite import OURS, read_tensors, rewrite
+from exporters.passes.rewrite import read_tensors, rewrite
 from exporters.passes.samples import Sample, accuracy, read_samples
 from models.checkpoint import load_checkpoint, read_raw
 from models.errors import InputError
 from models.layered import LayeredModel
+from models.lm.wrapping import OURS
 from models.shards import Shards
 
 # Of config.json, what may differ between the ingredients of a soup.

@@ -58,13 +58,14 @@ def read_config(raw: Raw, model_type: str) -> LMConfig:
         **{name: named[name] for name in (*_SIZES, "intermediate_size")},
         num_key_value_heads=fields.pop("num_key_value_heads", None) or raw.get("num_key_value_heads") or heads,
         bos_token_id=raw.get("bos_token_id"),
-        residual=read_residual(raw.get("residual")),
+        residual=read_residual(raw.get("residual"), named["num_hidden_layers"]),
         eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
         pad_token_id=raw.get("pad_token_id"),
         **fields,
         **_ours(raw.get("fathom", {})),
     )
     _check_heads(config)
+    _check_form(config)
     return config
 
 
@@ -98,6 +99,35 @@ def _check_heads(config: LMConfig) -> None:
         raise ArtifactError(f"config.json says num_key_value_heads = {kv_heads!r}; it must divide {heads} heads")
     if config.rotary_size % 2:
         raise ArtifactError(f"config.json turns {config.rotary_size} numbers of a head; they turn in pairs")
+
+
+def _check_form(config: LMConfig) -> None:
+    """Raise ArtifactError where the model's blocks leave open what its residual form means."""
+    residual = config.residual
+    if config.is_parallel and residual.form not in ("standard", "upper-bound"):
+        raise ArtifactError(
+            f"residual form {residual.text} is not defined for blocks whose attention and MLP read the same stream; "
+            "use a model that has them one after the other"
+        )
+    if not residual.has_streams:
+        return
+    parted = {
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "intermediate_size": config.intermediate_size,
+    }
+    uneven = {name: size for name, size in parted.items() if size % residual.num_ranks}
+    if uneven:
+        raise ArtifactError(f"residual form {residual.text} parts a layer evenly, which {uneven} do not allow")
+    strange = {
+        "experts": config.experts is not None,
+        "norms behind attention and MLP": config.norm_place != "before",
+        "a norm over all heads": config.qk_norm == "all",
+        "projections of low rank": config.kept_weights is not None,
+    }
+    if any(strange.values()):
+        names = [name for name, is_there in strange.items() if is_there]
+        raise ArtifactError(f"residual form {residual.text} is not defined for {', '.join(names)}; use another form")
 
 
 _LLAMA_NAMES = {"embed.embed_tokens.": "embed_tokens.", "head.norm.": "norm.", "head.lm_head.": "lm_head."}

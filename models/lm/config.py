@@ -4,12 +4,13 @@ The defaults are Llama's. How a checkpoint's config.json becomes one of these is
 """
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from models.lm.residual import Residual
 from models.lm.rope import Rope, max_positions
+from models.lm.wrapping import wrapped
 
 Norm: TypeAlias = Literal["rms", "offset_rms", "layer"]
 NormPlace: TypeAlias = Literal["before", "after", "both"]
@@ -106,7 +107,10 @@ class LMConfig:
         return len(self.windows) - 1 if layer in self.windowed_layers else 0
 
     def write(self, directory: Path) -> None:
-        """Write a `config.json` that `transformers` loads as LlamaForCausalLM; only a plain Llama can be written."""
+        """Write a `config.json` that `transformers` loads as LlamaForCausalLM; only a plain Llama can be written.
+
+        One that is not in the standard residual form is wrapped, so that `transformers` refuses it.
+        """
         assert self.rope is not None
         assert self == replace(_plain(self), rope=Rope(self.rope.theta)), "only Llama's own variant has this file"
         raw = {
@@ -131,9 +135,8 @@ class LMConfig:
             "tie_word_embeddings": False,
             "dtype": "float32",
         }
-        if self.residual != Residual():
-            raw["residual"] = asdict(self.residual)
-        (directory / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
+        said = wrapped({**raw, "residual": self.residual.said()})
+        (directory / "config.json").write_text(json.dumps(said, indent=2) + "\n")
 
 
 def _plain(config: LMConfig) -> LMConfig:

@@ -11,6 +11,7 @@ from models.lm.block import make_layer
 from models.lm.config import LMConfig
 from models.lm.norm import make_norm
 from models.lm.rope import frequencies
+from models.lm.streams import make_begun, make_landed
 
 
 class Embedding(nn.Module):
@@ -19,7 +20,7 @@ class Embedding(nn.Module):
     def __init__(self, config: LMConfig) -> None:
         super().__init__()
         self.scale, self.windows = config.embedding_scale, config.windows
-        self.has_pending = config.residual.has_pending
+        self.begun = make_begun(config.residual)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.embed_positions: nn.Embedding | None = None
         if config.rope is None:
@@ -35,8 +36,8 @@ class Embedding(nn.Module):
 
         token_ids [B, S] int64, padded on the right; starts [B] int64, tokens of each row already cached;
         columns [P] int64, the cache columns 0 to P - 1, of which a row sees the first `starts`.
-        Returns hidden [B, S, D], or [B, S, 2 D] of a model with ladder layers; cos, sin [B, S, R] in its dtype;
-        mask [B, M, S, P + S] bool, M for each reach.
+        Returns hidden [B, S, D], wider where the residual form asks for it (`Residual.width`); cos, sin [B, S, R] in
+        its dtype; mask [B, M, S, P + S] bool, M for each reach.
         """
         new = torch.arange(token_ids.shape[1], device=token_ids.device)  # [S]
         positions = starts[:, None] + new  # [B, S]
@@ -60,7 +61,8 @@ class Embedding(nn.Module):
             hidden = hidden * torch.tensor(self.scale, dtype=hidden.dtype, device=hidden.device)
         if self.embed_positions is not None:  # padding may lie behind the last position there is
             hidden = hidden + self.embed_positions(positions.clamp(max=self.embed_positions.num_embeddings - 1))
-        return torch.cat((hidden, torch.zeros_like(hidden)), dim=-1) if self.has_pending else hidden
+        begun: Tensor = self.begun(hidden)
+        return begun
 
 
 class Head(nn.Module):
@@ -69,16 +71,13 @@ class Head(nn.Module):
     def __init__(self, config: LMConfig) -> None:
         super().__init__()
         self.softcap = config.logit_softcap or 0.0
-        self.has_pending = config.residual.has_pending
+        self.landed = make_landed(config.residual)
         self.norm = make_norm(config, config.hidden_size)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[B, T, D] -> logits [B, T, V]; [B, T, 2 D] of a model with ladder layers, all of it landing here"""
-        if self.has_pending:
-            landed, pending = hidden.chunk(2, dim=-1)
-            hidden = landed + pending
-        logits: Tensor = self.lm_head(self.norm(hidden))
+        """[B, T, D], wider where the residual form asks for it -> logits [B, T, V]; all that is pending lands here"""
+        logits: Tensor = self.lm_head(self.norm(self.landed(hidden)))
         return logits if self.softcap == 0.0 else torch.tanh(logits / self.softcap) * self.softcap
 
 
@@ -90,7 +89,7 @@ class LanguageModel(LayeredModel):
     def __init__(self, config: LMConfig) -> None:
         super().__init__()
         self.config = config
-        self.residual_form = "parallel" if config.is_parallel else config.residual.form
+        self.residual_form = "parallel" if config.is_parallel else config.residual.text
         self.embed: Embedding = Embedding(config)
         self.layers = nn.ModuleList(make_layer(config, i) for i in range(config.num_hidden_layers))
         self.head: Head = Head(config)

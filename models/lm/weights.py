@@ -14,6 +14,7 @@ from models.errors import ArtifactError
 from models.lm.architectures import ARCHITECTURES, Architecture, read_config
 from models.lm.config import LMConfig
 from models.lm.model import LanguageModel
+from models.lm.wrapping import unwrapped
 from models.shards import Shards, load_into, refuse_differences
 
 _TIED = "head.lm_head.weight"
@@ -37,7 +38,7 @@ def load(directory: Path, dtype: torch.dtype | None = torch.float32) -> Language
     What needs no conversion stays mapped from its file. Raises ArtifactError naming every tensor that is missing,
     unexpected or of another shape, and whatever config.json says that is not computed.
     """
-    raw = json.loads((directory / "config.json").read_text())
+    raw = unwrapped(json.loads((directory / "config.json").read_text()))
     config, architecture = read_config(raw, raw["model_type"]), ARCHITECTURES[raw["model_type"]]
     shards = Shards(directory)
     if config.num_hidden_layers > len(shards.names):

@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 
 from models.artifact import Form, Format, Manifest
 from models.errors import BackendError
+from models.lm.residual import parse_form
 from service.backends.arrays import Arrays, HostArrays
 from service.backends.encoders import EncoderBackend
 from service.backends.kv import PAGE_SIZE, page_bytes
@@ -53,7 +54,9 @@ def open_backend(
     threads = num_threads or threads_for(manifest, chosen, len(os.sched_getaffinity(0)))
     parts, arrays = _open_parts(manifest, directory, chosen, _Compute(device, threads, dtype, prepack))
     if manifest.language:
-        return LanguageBackend(parts, manifest.language, arrays, num_pages, page_size)
+        assert manifest.layers is not None
+        residual = None if chosen == "fake" else parse_form(manifest.layers.residual_form)
+        return LanguageBackend(parts, manifest.language, arrays, num_pages, page_size, residual)
     if manifest.encoder:
         return EncoderBackend(parts, manifest.encoder, manifest.outputs, arrays)
     return TensorBackend(parts, manifest.inputs, manifest.outputs, arrays)

@@ -11,6 +11,7 @@ import numpy as np
 
 from models.artifact import LanguageSpec, TensorSpec
 from models.errors import BackendError
+from models.lm.residual import Residual
 from service.backends.arrays import Arrays
 from service.backends.kv import PAGE_SIZE, KVCache
 from service.backends.protocol import Array, Carry, Ints, Rows, Selection
@@ -33,7 +34,7 @@ class Parts:
 class _Pass:
     """Carry of a language model: what changes with every visit, and what the whole pass shares."""
 
-    hidden: Any  # [B, S, D]
+    hidden: Any  # [B, S, D], wider where the residual form asks for it
     shared: tuple[Any, ...]  # cos [B, S, K], sin [B, S, K], mask [B, 1, S, P + S]
     kept: tuple[Any, ...] = ()  # keys and values [B, G, S, K] of the last visit, if they were to be kept
 
@@ -42,9 +43,16 @@ class LanguageBackend:
     """A decoder-only language model whose visits keep their keys and values in pages of their own."""
 
     def __init__(
-        self, parts: Parts, language: LanguageSpec, arrays: Arrays, num_pages: int = 0, page_size: int = PAGE_SIZE
+        self,
+        parts: Parts,
+        language: LanguageSpec,
+        arrays: Arrays,
+        num_pages: int = 0,
+        page_size: int = PAGE_SIZE,
+        residual: Residual | None = None,
     ) -> None:
         self._parts, self._language, self._arrays = parts, language, arrays
+        self._residual = residual or Residual()
         self._cache = KVCache(language, num_pages, page_size, arrays)
 
     @property
@@ -106,7 +114,7 @@ class LanguageBackend:
         return _Pass(hidden, shared, kept)
 
     def stream(self, carry: Carry) -> Array:
-        return self._arrays.give_out(carry.hidden)
+        return self._arrays.give_out(self._residual.landed(carry.hidden))
 
     def num_bytes(self, carry: Carry) -> int:
         return sum(int(array.nbytes) for array in (carry.hidden, *carry.shared, *carry.kept))

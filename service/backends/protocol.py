@@ -93,7 +93,7 @@ class Backend(Protocol):
         ...
 
     def stream(self, carry: Carry) -> Array:
-        """The residual stream of a carry [B, ..., D]."""
+        """The residual stream of a carry [B, ..., D], with everything that was added to it so far."""
         ...
 
     def num_bytes(self, carry: Carry) -> int:
