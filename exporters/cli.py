@@ -1,4 +1,4 @@
-"""The commands `fathom export` and `fathom import`. Arguments, a progress bar and a summary; nothing else.
+"""The commands `fathom export`, `import` and `convert`. Arguments, a progress bar and a summary; nothing else.
 
 What takes long to import is imported when a command runs.
 """
@@ -90,6 +90,24 @@ def adopt(
         specs = [parse_input(text) for text in given or ()]
         exported = adopt_file(Path(source), repository, name, model_version, specs, overwrite)
     _show(exported, as_json)
+
+
+def convert(
+    model: Annotated[str, typer.Argument(help="Checkpoint directory of a decoder, or the name of a shipped model.")],
+    residual: Annotated[
+        str, typer.Option(help="ladder, 'ladder(slot)', desync-2x@4 for 4 ranks, desync-4x@4, or upper-bound.")
+    ],
+    out: Annotated[Path, typer.Option(help="Directory to write.")],
+    layers: Annotated[
+        str | None, typer.Option(help="Ladder layers of a hybrid, such as 16-31; else all of them.")
+    ] = None,
+) -> None:
+    """Write a decoder in another residual form, to be trained in it: the weights as they are, another config.json."""
+    from exporters import convert as forms
+    from exporters.export import find_checkpoint
+
+    written = forms.convert(find_checkpoint(model), out, forms.form_of(residual, layers))
+    typer.echo(f"{out}: {written.text}, its weights not trained in it")
 
 
 def _list(model: str, as_json: bool) -> None:

@@ -28,6 +28,10 @@ def _parsed(value: object) -> object:
         raise ValueError(f"no valid JSON at character {error.pos}: {error.msg}") from error
 
 
+def _listed(value: object) -> object:
+    return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+
 def _place(value: object) -> object:
     """A URL stays text; "s3://bucket" is no path. file:///models is the folder /models."""
     if not isinstance(value, str) or "://" not in value:
@@ -71,6 +75,11 @@ class Settings(BaseSettings):
     )
     num_threads: int = Field(
         0, ge=0, le=1024, description="threads of one layer call; 0 is all cores for large layers, one for small"
+    )
+    timing: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
+        (),
+        description="models, by name and separated by commas, to serve for measuring time although their weights were "
+        "not trained in their residual form and their answers mean nothing",
     )
     warm_up: bool = Field(True, description="run a model once before it is ready")
     max_batch_rows: int = Field(64, ge=1, le=65536, description="rows of one pass")

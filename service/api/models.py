@@ -74,6 +74,7 @@ def _info(name: str, version: str, entry: Entry, registry: Registry) -> ModelInf
             "kind": manifest.kind,
             "num_layers": manifest.num_layers,
             "residual_form": manifest.layers.residual_form if manifest.layers else None,
+            "is_trained": manifest.layers.is_trained if manifest.layers else True,
             "max_chain_length": entry.engine.limits.max_chain_length,
             "inputs": [spec.model_dump() for spec in manifest.inputs],
             "outputs": [spec.model_dump() for spec in manifest.outputs],

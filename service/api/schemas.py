@@ -301,6 +301,7 @@ class ModelInfo(BaseModel):
     kind: str | None = None
     num_layers: int | None = None
     residual_form: str | None = None
+    is_trained: bool = Field(True, description="false of weights not trained in that form, whose answers mean nothing")
     max_chain_length: int | None = None
     inputs: list[dict[str, Any]] = Field(default_factory=list)
     outputs: list[dict[str, Any]] = Field(default_factory=list)

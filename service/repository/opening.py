@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from models.artifact import LanguageSpec, Manifest, Verify, read_manifest
 from models.encoders.tokenizer import EncoderTokenizer
 from models.errors import ArtifactError, BackendError
+from models.lm.residual import parse_form
 from models.lm.tokenizer import Tokenizer
 from service.backends.open import item_bytes, num_pages_within, open_backend
 from service.backends.protocol import Backend
@@ -40,6 +41,7 @@ def open_version(directory: Path, settings: Settings, verify: Verify | None = No
     manifest = read_manifest(directory, verify)
     if (manifest.name, manifest.version) != (directory.parent.name, directory.name):
         raise ArtifactError(f"{directory} holds {manifest.name!r} version {manifest.version!r}; export it again")
+    _refuse_untrained(manifest, settings)
     limits, language = limits_of(manifest, settings), manifest.language
     tokenizer = Tokenizer(directory / language.tokenizer) if language else None
     chat = _chat(language, directory) if language else None
@@ -65,6 +67,25 @@ def open_version(directory: Path, settings: Settings, verify: Verify | None = No
             backend.close()
             raise
     return Opened(manifest, backend, limits, tokenizer, chat, encoder_tokenizer)
+
+
+def _refuse_untrained(manifest: Manifest, settings: Settings) -> None:
+    """Raise ArtifactError for a model whose answers mean nothing, unless it is wanted by name to measure time."""
+    layers = manifest.layers
+    if layers is None or manifest.language is None:
+        return
+    form = parse_form(layers.residual_form)
+    if form.form == "upper-bound":
+        raise ArtifactError(
+            f"model {manifest.name!r} has the residual form upper-bound, whose ranks never tell each other what they "
+            "computed: it has no answers; measure it with fathom bench tp"
+        )
+    if not layers.is_trained and manifest.name not in settings.timing:
+        raise ArtifactError(
+            f"model {manifest.name!r} has the residual form {form.text} and weights not trained in it, so that its "
+            f"answers mean nothing; train it on and export it again, or set FATHOM_TIMING={manifest.name} to measure "
+            "time alone"
+        )
 
 
 def engine_of(opened: Opened, metrics: Metrics) -> Engine:

@@ -414,8 +414,8 @@ NEOX = {
 @pytest.mark.parametrize(
     ("model_type", "raw", "form", "words"),
     [
-        ("gpt_neox", {}, "ladder", "read the same stream"),
-        ("gpt_neox", {}, "parallel", "read the same stream"),
+        ("gpt_neox", {"rotary_pct": 1.0}, "ladder", "read the same stream"),
+        ("gpt_neox", {"rotary_pct": 1.0}, "parallel", "read the same stream"),
         ("llama", {"num_key_value_heads": 2}, "desync-2x@4", "num_key_value_heads"),
         ("gemma2", {}, "desync-2x@2", "norms behind"),
         ("olmo2", {}, "desync-4x@2", "a norm over all heads"),

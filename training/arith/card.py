@@ -48,11 +48,11 @@ def card(
         minutes=seconds / 60,
         per_cell=per_cell,
         error=50 / per_cell**0.5,
-        measured=_rows(measured),
-        mean=_mean(measured),
+        measured=rows(measured),
+        mean=mean(measured),
         shipped_per_cell=shipped_per_cell,
-        shipped=_rows(shipped),
-        shipped_mean=_mean(shipped),
+        shipped=rows(shipped),
+        shipped_mean=mean(shipped),
     )
 
 
@@ -61,11 +61,13 @@ def _command(trainer: Trainer) -> str:
     return f"python -m training.arith --steps {recipe.steps} --decay {recipe.decay} --seed {recipe.seed}"
 
 
-def _mean(cells: Cells) -> float:
+def mean(cells: Cells) -> float:
+    """Per cent of all cells, each weighing the same."""
     return 100 * sum(cells.values()) / len(cells)
 
 
-def _rows(cells: Cells) -> str:
+def rows(cells: Cells) -> str:
+    """Lines of a table, one for each family."""
     return "\n".join(f"| {family} | {' | '.join(map(str, values))} |" for family, values in table(cells).items())
 
 

@@ -62,9 +62,9 @@ class Recipe:
 class Trainer:
     """Model and optimizers at a step. Every process of a run holds an equal one."""
 
-    def __init__(self, recipe: Recipe, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, recipe: Recipe, rank: int = 0, world_size: int = 1, model: LanguageModel | None = None) -> None:
         self.recipe, self.rank, self.world_size = recipe, rank, world_size
-        self.model = initial_model(recipe.seed, recipe.residual)
+        self.model = model or initial_model(recipe.seed, recipe.residual)
         self.parameters = list(self.model.parameters())
         matrices = [parameter for parameter in self.model.layers.parameters() if parameter.ndim == 2]
         chosen = set(map(id, matrices))

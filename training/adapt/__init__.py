@@ -1,0 +1,1 @@
+"""The recipe that makes a model of a converted checkpoint: `python -m training.adapt`."""
