@@ -85,7 +85,7 @@ By level, after training:
 |---|---|---|---|---|---|
 {trained}
 
-Beside it what the paper (arXiv 2501.06589) tells of the instruct model, whose training took 3 billion tokens; its baseline
+Beside it what the paper (arXiv 2501.06589) tells of an instruct model, trained on 3 billion tokens; its standard form
 was not trained on these:
 
 {paper}
