@@ -20,6 +20,11 @@ def test_ladders_are_json() -> None:
     assert settings.degrade == {"arith": ("0-4,6-11", "0-3,8-11")}
 
 
+def test_models_for_timing_are_names() -> None:
+    assert read_settings({"FATHOM_TIMING": "arith-hybrid, other"}).timing == ("arith-hybrid", "other")
+    assert read_settings({"FATHOM_TIMING": ""}).timing == ()
+
+
 def test_defaults_need_no_environment() -> None:
     assert read_settings({}) == Settings()
 
