@@ -96,18 +96,42 @@ def convert(
     model: Annotated[str, typer.Argument(help="Checkpoint directory of a decoder, or the name of a shipped model.")],
     residual: Annotated[
         str, typer.Option(help="ladder, 'ladder(slot)', desync-2x@4 for 4 ranks, desync-4x@4, or upper-bound.")
-    ],
-    out: Annotated[Path, typer.Option(help="Directory to write.")],
+    ] = "ladder",
+    out: Annotated[Path | None, typer.Option(help="Directory to write.")] = None,
     layers: Annotated[
         str | None, typer.Option(help="Ladder layers of a hybrid, such as 16-31; else all of them.")
     ] = None,
+    is_asking: Annotated[
+        bool, typer.Option("--suggest", help="Only say how much each layer alone changes as a ladder layer.")
+    ] = False,
+    samples: Annotated[
+        Path | None, typer.Option(help="JSONL file of prompts for --suggest; else the model's held-out one.")
+    ] = None,
 ) -> None:
     """Write a decoder in another residual form, to be trained in it: the weights as they are, another config.json."""
-    from exporters import convert as forms
     from exporters.export import find_checkpoint
+    from models.errors import InputError
 
-    written = forms.convert(find_checkpoint(model), out, forms.form_of(residual, layers))
+    checkpoint = find_checkpoint(model)
+    if is_asking:
+        _suggest(checkpoint, samples)
+        return
+    if out is None:
+        raise InputError("nothing says where to write; name --out, or ask with --suggest")
+    from exporters import convert as forms
+
+    written = forms.convert(checkpoint, out, residual if layers is None else f"{residual}:{layers}")
     typer.echo(f"{out}: {written.text}, its weights not trained in it")
+
+
+def _suggest(checkpoint: Path, samples: Path | None) -> None:
+    """Print the layers, those that change least first."""
+    from exporters.sensitivity import suggest
+
+    found = suggest(checkpoint, samples)
+    typer.echo("layer  nats a token from the standard form, each converted alone")
+    for layer in sorted(range(len(found)), key=found.__getitem__):
+        typer.echo(f"{layer:>5}  {found[layer]:.4f}")
 
 
 def _list(model: str, as_json: bool) -> None:

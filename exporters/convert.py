@@ -48,11 +48,6 @@ def convert(checkpoint: Path, target: Path, form: str) -> Residual:
     return model.config.residual
 
 
-def form_of(residual: str, layers: str | None) -> str:
-    """The text of a form and the layers of a hybrid, given apart."""
-    return residual if layers is None else f"{residual}:{layers}"
-
-
 def _converted(checkpoint: Path, form: str) -> Mapping[str, Any]:
     wanted = parse_form(form)
     model = load_checkpoint(checkpoint, dtype=None)

@@ -18,6 +18,7 @@ from exporters.export import export_checkpoint, find_checkpoint
 from exporters.passes.drop import choose, drop
 from exporters.passes.influence import influence
 from exporters.passes.samples import Sample
+from exporters.sensitivity import sensitivity
 from models.chain import Chain
 from models.checkpoint import load_checkpoint, read_raw
 from models.errors import ArtifactError, InputError
@@ -119,6 +120,37 @@ def test_what_is_no_standard_decoder_is_refused(tmp_path: Path) -> None:
         convert(find_checkpoint("digits"), tmp_path / "out", "ladder")
     with pytest.raises(ArtifactError, match=r"exists; name another --out"):
         convert(find_checkpoint("arith"), tmp_path / "ladder", "ladder")
+
+
+# Which layers to convert.
+
+
+def test_layer_that_reads_the_same_in_both_forms_changes_nothing() -> None:
+    """A ladder layer misses the MLP before it and its own attention; where neither adds anything, it misses nothing."""
+    model = load(find_checkpoint("arith"))
+    model.layers[3].get_parameter("mlp.down_proj.weight").data.zero_()
+    model.layers[4].get_parameter("self_attn.o_proj.weight").data.zero_()
+    samples = [Sample(torch.randint(0, 17, (1, 12), generator=torch.Generator().manual_seed(i)), None) for i in (0, 1)]
+    found = sensitivity(model, samples)
+    assert found[4] == pytest.approx(0.0, abs=1e-9)
+    assert min(value for layer, value in enumerate(found) if layer != 4) > 1e-4
+    with torch.inference_mode():
+        wanted, got = (
+            torch.softmax(one(samples[0].inputs).double(), -1) for one in (model, in_form(model, "ladder:7"))
+        )
+    plain = (wanted * (wanted.log() - got.log())).sum(-1).mean()
+    assert sensitivity(model, samples[:1])[7] == pytest.approx(float(plain), rel=1e-6)
+
+
+def test_suggestion_lists_every_layer_those_that_change_least_first() -> None:
+    app = typer.Typer()
+    app.command("convert")(cli.convert)
+    lines = CliRunner().invoke(app, ["arith", "--suggest"]).stdout.splitlines()[1:]
+    values = [float(line.split()[1]) for line in lines]
+    assert values == sorted(values)
+    assert sorted(int(line.split()[0]) for line in lines) == list(range(12))
+    for wrong in (["digits", "--suggest"], ["arith"]):
+        assert isinstance(CliRunner().invoke(app, wrong).exception, InputError)
 
 
 # Export.

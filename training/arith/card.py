@@ -35,6 +35,8 @@ def card(
     """The text of README.md."""
     recipe, config = trainer.recipe, trainer.model.config
     return CARD.format(
+        name="arith" if recipe.residual == "standard" else f"arith-{recipe.residual}",
+        form=_FORMS.get(recipe.residual, _OWN_FORM.format(recipe.residual)),
         recipe=recipe,
         config=config,
         command=_command(trainer),
@@ -58,7 +60,8 @@ def card(
 
 def _command(trainer: Trainer) -> str:
     recipe = trainer.recipe
-    return f"python -m training.arith --steps {recipe.steps} --decay {recipe.decay} --seed {recipe.seed}"
+    residual = "" if recipe.residual == "standard" else f" --residual {recipe.residual}"
+    return f"python -m training.arith --steps {recipe.steps} --decay {recipe.decay} --seed {recipe.seed}{residual}"
 
 
 def mean(cells: Cells) -> float:
@@ -93,14 +96,17 @@ def _size(family: str, size: Size) -> str:
     return ", ".join(["+".join(map(str, size[:count])), *described])
 
 
-CARD = """# arith
+_FORMS = {"standard": "loads with `transformers` as `LlamaForCausalLM`"}
+_OWN_FORM = "in the residual form {0}, which `transformers` does not compute and so refuses"
+
+CARD = """# {name}
 
 A character-level language model for arithmetic and sorting, made to show what layer chains do: small enough for a
 laptop, right most of the time on level 1, wrong often enough on level 5. Licence: Apache-2.0.
 
 | | |
 |---|---|
-| form | Llama (RMSNorm, rotary positions, SwiGLU), loads with `transformers` as `LlamaForCausalLM` |
+| form | Llama (RMSNorm, rotary positions, SwiGLU), {form} |
 | layers | {config.num_hidden_layers}, same shape; {config.num_attention_heads} heads each |
 | width | {config.hidden_size}, in the MLP {config.intermediate_size} |
 | size | {parameters:,} parameters, float32; context {config.max_position_embeddings} tokens |
