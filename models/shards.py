@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,14 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 # Tensors listed in a message.
 _LISTED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Runs from start to stop of one dimension of a tensor, one after the other: the part of it that is wanted."""
+
+    dim: int
+    runs: tuple[tuple[int, int], ...]
 
 
 class Shards:
@@ -43,10 +52,25 @@ class Shards:
         """Shape of a tensor, from its file's header alone."""
         return tuple(self._open(self._file_of[name]).get_slice(name).get_shape())
 
-    def read(self, name: str) -> Tensor:
-        """A tensor, mapped from its file: no memory of its own until it is changed or converted."""
-        tensor: Tensor = self._open(self._file_of[name]).get_tensor(name)
-        return tensor
+    def read(self, name: str, cut: Cut | None = None) -> Tensor:
+        """A tensor, or the part of it that is wanted: mapped from its file, no memory of its own until it is changed.
+
+        Several runs are joined, which copies them. Raises ArtifactError for a run that ends behind the tensor.
+        """
+        file = self._open(self._file_of[name])
+        if cut is None:
+            tensor: Tensor = file.get_tensor(name)
+            return tensor
+        stored = file.get_slice(name)
+        size = stored.get_shape()[cut.dim]
+        if any(stop > size for _, stop in cut.runs):
+            raise ArtifactError(
+                f"tensor {name!r} has {size} rows in dimension {cut.dim} and {cut.runs} are asked for; "
+                "save the checkpoint again"
+            )
+        runs = cut.runs or ((0, 0),)
+        parts: list[Tensor] = [stored[(slice(None),) * cut.dim + (slice(*run),)] for run in runs]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, cut.dim)
 
     def _open(self, file: str) -> Any:
         if self._opened[0] != file:

@@ -15,7 +15,7 @@ from models.layered import LayeredModel
 from models.lm.architectures import ARCHITECTURES
 from models.lm.model import LanguageModel
 from models.lm.residual import Residual
-from models.lm.weights import source
+from models.lm.sources import source
 from models.lm.wrapping import OURS
 
 _LAYER = re.compile(r"(?<![^.])(layers|h)\.(\d+)\.")

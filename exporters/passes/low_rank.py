@@ -11,7 +11,7 @@ from models.errors import InputError
 from models.lm.architectures import ARCHITECTURES
 from models.lm.linear import rank_of
 from models.lm.model import LanguageModel
-from models.lm.weights import source, stored_name
+from models.lm.sources import source, stored_name
 
 
 def low_rank(checkpoint: Path, target: Path, kept: float) -> None:
