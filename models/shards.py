@@ -109,9 +109,14 @@ def load_into(
                 f"tensor {name!r} has shape {list(tensor.shape)} and config.json asks for {list(wanted.shape)}; "
                 "save the checkpoint again"
             )
-        owner, _, attribute = name.rpartition(".")
-        parameter = torch.nn.Parameter(tensor.to(dtype or tensor.dtype), requires_grad=False)
-        setattr(module.get_submodule(owner), attribute, parameter)
+        put(module, name, tensor, dtype)
+
+
+def put(module: torch.nn.Module, name: str, tensor: Tensor, dtype: torch.dtype | None = None) -> None:
+    """Give a module one parameter of whatever shape, converted to `dtype` if given."""
+    owner, _, attribute = name.rpartition(".")
+    parameter = torch.nn.Parameter(tensor.to(dtype or tensor.dtype), requires_grad=False)
+    setattr(module.get_submodule(owner), attribute, parameter)
 
 
 def read_json(path: Path, kind: type = dict) -> Any:

@@ -38,8 +38,8 @@ class Attention(nn.Module):
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, past_key: Tensor, past_value: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Shapes as in `Layer.forward`."""
-        query = self._rotate(self._normed(self.q_proj(x), self.q_norm), cos, sin)  # [B, H, S, K]
-        new_key = self._rotate(self._normed(self.k_proj(x), self.k_norm), cos, sin)  # [B, G, S, K]
+        query, new_key = self.project(x)  # [B, H, S, K], [B, G, S, K]
+        query, new_key = self._rotate(query, cos, sin), self._rotate(new_key, cos, sin)
         new_value = self._split(self._bounded(self.v_proj(x)))  # [B, G, S, K]
         key = torch.cat((past_key, new_key), dim=2)  # [B, G, P + S, K]
         value = torch.cat((past_value, new_value), dim=2)
@@ -48,6 +48,10 @@ class Attention(nn.Module):
             value = value.repeat_interleave(self.num_groups, dim=1)
         mixed = self._attend(query, key, value, mask[:, self.mask : self.mask + 1])  # [B, H, S, K]
         return self.o_proj(mixed.transpose(1, 2).flatten(2)), new_key, new_value
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries [B, H, S, K] and keys [B, G, S, K] of x [B, S, D], normed and not yet turned."""
+        return self._normed(self.q_proj(x), self.q_norm), self._normed(self.k_proj(x), self.k_norm)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         if self.softcap == 0.0:

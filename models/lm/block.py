@@ -41,8 +41,10 @@ class Layer(nn.Module):
         values [B, G, S, K].
         """
         mixed, key, value = self.attend(hidden, cos, sin, mask, past_key, past_value)
+        if self.is_parallel:
+            return hidden + (mixed + self.think(hidden)), key, value
         attended = hidden + mixed
-        return attended + self.think(hidden if self.is_parallel else attended), key, value
+        return attended + self.think(attended), key, value
 
     def attend(self, stream: Tensor, *seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What attention adds to the stream [B, S, D] that it reads, and keys and values."""
@@ -69,7 +71,7 @@ class ParallelLayer(Layer):
         """Shapes as in `Layer.forward`."""
         normed = self.input_layernorm(hidden)
         mixed, key, value = self.self_attn(normed, cos, sin, mask, past_key, past_value)
-        return hidden + self.attention_out_norm(mixed) + self.mlp_out_norm(self.mlp(normed)), key, value
+        return hidden + (self.attention_out_norm(mixed) + self.mlp_out_norm(self.mlp(normed))), key, value
 
 
 class PendingLayer(Layer):

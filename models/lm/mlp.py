@@ -79,8 +79,8 @@ class Experts(nn.Module):
         self.act = activation(config.activation)
         self.per_token, self.has_normal_weights = experts.per_token, experts.has_normal_weights
         self.gate = nn.Linear(width, experts.count, bias=False)
-        self.gate_up_proj = nn.Parameter(torch.empty(experts.count, 2 * size, width).normal_(std=width**-0.5))
-        self.down_proj = nn.Parameter(torch.empty(experts.count, width, size).normal_(std=size**-0.5))
+        self.gate_up_proj = nn.Parameter(torch.normal(0.0, width**-0.5, (experts.count, 2 * size, width)))
+        self.down_proj = nn.Parameter(torch.normal(0.0, size**-0.5, (experts.count, width, size)))
 
     @property
     def num_active_weights(self) -> int:

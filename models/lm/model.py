@@ -21,10 +21,10 @@ class Embedding(nn.Module):
         super().__init__()
         self.scale, self.windows = config.embedding_scale, config.windows
         self.begun = make_begun(config.residual)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = _embedding(config.vocab_size, config.hidden_size)
         self.embed_positions: nn.Embedding | None = None
         if config.rope is None:
-            self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+            self.embed_positions = _embedding(config.max_position_embeddings, config.hidden_size)
         plain, self.temperature = (
             frequencies(config.rope, config.head_size) if config.rope else (torch.empty(0, device="cpu"), 1.0)
         )
@@ -39,9 +39,16 @@ class Embedding(nn.Module):
         Returns hidden [B, S, D], wider where the residual form asks for it (`Residual.width`); cos, sin [B, S, R] in
         its dtype; mask [B, M, S, P + S] bool, M for each reach.
         """
+        words = self.embed_tokens(token_ids)
+        positions, cos, sin, mask = self.shared(token_ids, starts, columns, words.dtype)
+        return self.begun(self.placed(words, positions)), cos, sin, mask
+
+    def shared(
+        self, token_ids: Tensor, starts: Tensor, columns: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Positions [B, S] of the new tokens, and cos, sin and mask as `forward` returns them; looks no word up."""
         new = torch.arange(token_ids.shape[1], device=token_ids.device)  # [S]
         positions = starts[:, None] + new  # [B, S]
-        hidden = self._embedded(token_ids, positions)
         angles = positions[:, :, None].to(torch.float32) * self.inv_freq  # [B, S, R / 2]
         angles = torch.cat((angles, angles), dim=-1)  # [B, S, R]
         cos, sin = (wave * self.temperature for wave in (angles.cos(), angles.sin()))
@@ -53,16 +60,16 @@ class Embedding(nn.Module):
             (positions[:, :, None] - columns, (new[:, None] - new).expand(token_ids.shape[0], -1, -1)), dim=2
         )
         masks = [mask if window is None else mask & (back < window) for window in self.windows]
-        return hidden, cos.to(hidden.dtype), sin.to(hidden.dtype), torch.stack(masks, dim=1)
+        return positions, cos.to(dtype), sin.to(dtype), torch.stack(masks, dim=1)
 
-    def _embedded(self, token_ids: Tensor, positions: Tensor) -> Tensor:
-        hidden: Tensor = self.embed_tokens(token_ids)
+    def placed(self, words: Tensor, positions: Tensor) -> Tensor:
+        """Vectors of words [B, S, D] at their positions [B, S]."""
+        hidden = words
         if self.scale != 1.0:
             hidden = hidden * torch.tensor(self.scale, dtype=hidden.dtype, device=hidden.device)
         if self.embed_positions is not None:  # padding may lie behind the last position there is
             hidden = hidden + self.embed_positions(positions.clamp(max=self.embed_positions.num_embeddings - 1))
-        begun: Tensor = self.begun(hidden)
-        return begun
+        return hidden
 
 
 class Head(nn.Module):
@@ -123,3 +130,8 @@ class LanguageModel(LayeredModel):
     def forward(self, *inputs: Tensor) -> Tensor:
         """token_ids [B, S] int64 -> logits [B, S, V]"""
         return self.along({"token_ids": inputs[0]}, Chain.full(len(self.layers)))
+
+
+def _embedding(count: int, width: int) -> nn.Embedding:
+    """As nn.Embedding makes it, which on the meta device would spend seconds importing what compiles Python."""
+    return nn.Embedding.from_pretrained(torch.normal(0.0, 1.0, size=(count, width)), freeze=False)

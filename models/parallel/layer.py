@@ -1,0 +1,96 @@
+"""One rank's part of a decoder layer in every residual form: what is launched when, and what is waited for where."""
+
+from torch import Tensor, nn
+
+from models.lm.block import Layer
+from models.lm.config import LMConfig
+from models.parallel.attention import SpreadAttention
+from models.parallel.group import Group, Handle, Landed
+from models.parallel.stream import Output, Stream
+
+
+class ShardedLayer(Layer):
+    """Attention over some heads, then some neurons of an MLP; what they add is summed over the ranks.
+
+    A module waits for those sums that it reads, just before it reads them. In a standard layer these are all before
+    it. In a ladder layer (arXiv 2501.06589, section 3) attention leaves the last MLP's on its way and the MLP leaves
+    this layer's attention's: two are in flight, each under the module after it.
+    """
+
+    def __init__(self, whole: LMConfig, local: LMConfig, layer: int, group: Group) -> None:
+        """whole: the model's configuration; local: that of this rank's heads."""
+        super().__init__(local, layer)
+        self.index, self.group, self.residual = layer, group, whole.residual
+        self.is_ladder = whole.residual.is_ladder(layer)
+        self.attends, self.thinks = layer not in whole.without_attention, layer not in whole.without_mlp
+        if self.attends and whole.qk_norm == "all" and group.size > 1:
+            self.self_attn = SpreadAttention(local, layer, group, whole.num_attention_heads, whole.num_key_value_heads)
+
+    def forward(self, stream: Stream, *seen: Tensor) -> tuple[Stream, Tensor, Tensor]:  # type: ignore[override]
+        """One visit.
+
+        stream: rows [B, S, D]; seen: cos, sin, mask, past_key and past_value as in `Layer.forward`, of this rank's G
+        heads of keys and values. Returns the stream and the new tokens' keys and values [B, G, S, K].
+        """
+        before = stream.landed
+        stream = stream.land(self._attention_reads)
+        mixed, key, value = self.self_attn(self.input_layernorm(stream.landed), *seen)  # [B, S, D], a partial sum
+        if self.attends:
+            handle = self.all_reduce(mixed)
+            stream = stream.launched(Output(mixed, handle, self.attention_out_norm, "attention", self.index))
+        stream = stream.land(self._mlp_reads)
+        added = self.mlp(self.post_attention_layernorm(stream.landed))
+        if self.thinks:
+            handle = self.all_reduce(added)
+            stream = stream.launched(Output(added, handle, self.mlp_out_norm, "mlp", self.index))
+        return _apart(stream, before), key, value
+
+    def all_reduce(self, partial: Tensor) -> Handle:
+        """Launch the sum over the ranks; of the upper bound no rank waits for another."""
+        return Landed() if self.residual.form == "upper-bound" else self.group.all_reduce(partial)
+
+    def _attention_reads(self, output: Output) -> bool:
+        if not self.is_ladder or output.module == "attention":
+            return True
+        return self.residual.on_skip == "slot" and output.layer + 1 < self.index  # it landed while layers were skipped
+
+    def _mlp_reads(self, output: Output) -> bool:
+        return not self.is_ladder or output.module == "mlp"
+
+
+class SideBySideLayer(ShardedLayer):
+    """Attention and MLP read the same stream (PaLM, GPT-NeoX), so one sum takes what both add."""
+
+    def __init__(self, whole: LMConfig, local: LMConfig, layer: int, group: Group) -> None:
+        super().__init__(whole, local, layer, group)
+        self.has_one_norm = whole.residual.form == "parallel"
+        if self.has_one_norm:
+            self.post_attention_layernorm = nn.Identity()
+
+    def forward(self, stream: Stream, *seen: Tensor) -> tuple[Stream, Tensor, Tensor]:  # type: ignore[override]
+        """Shapes as in `ShardedLayer.forward`."""
+        before = stream.landed
+        stream = stream.land()
+        normed = self.input_layernorm(stream.landed)
+        mixed, key, value = self.self_attn(normed, *seen)
+        added = self.mlp(normed if self.has_one_norm else self.post_attention_layernorm(stream.landed))
+        if isinstance(self.attention_out_norm, nn.Identity):
+            both = mixed + added
+            stream = stream.launched(Output(both, self.all_reduce(both), self.mlp_out_norm, "mlp", self.index))
+        else:  # a norm of what one module adds needs that sum alone
+            stream = stream.launched(
+                Output(mixed, self.all_reduce(mixed), self.attention_out_norm, "attention", self.index)
+            )
+            stream = stream.launched(Output(added, self.all_reduce(added), self.mlp_out_norm, "mlp", self.index))
+        return _apart(stream, before), key, value
+
+
+def make_layer(whole: LMConfig, local: LMConfig, layer: int, group: Group) -> ShardedLayer:
+    """One rank's part of a layer, of the residual form that the model has."""
+    is_parallel = whole.residual.form == "parallel" or (whole.is_parallel and not whole.residual.has_pending)
+    return (SideBySideLayer if is_parallel else ShardedLayer)(whole, local, layer, group)
+
+
+def _apart(stream: Stream, before: Tensor) -> Stream:
+    """A visit's result in memory of its own: where nothing has landed it still is the stream that came in."""
+    return stream.own() if stream.landed is before else stream

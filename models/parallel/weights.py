@@ -1,0 +1,55 @@
+"""One rank's slices of a checkpoint, each read from its file alone."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from models.errors import ArtifactError
+from models.lm.architectures import read_config
+from models.lm.weights import Checkpoint, open_checkpoint
+from models.parallel.group import Group
+from models.parallel.model import ShardedModel
+from models.parallel.split import Place, cut_of
+from models.shards import Cut, put
+
+
+def load_shard(directory: Path, group: Group, dtype: torch.dtype | None = torch.float32) -> ShardedModel:
+    """This rank's part of a checkpoint directory, ready for inference, in `dtype`, or None for the stored one.
+
+    Only what the rank computes with is read; whole runs of rows stay mapped from their file. Raises ArtifactError as
+    `models.lm.weights.load` does, and BackendError for a model that cannot be dealt out to so many ranks.
+    """
+    found = open_checkpoint(directory, _words(directory, group))
+    with torch.device("meta"):
+        model = ShardedModel(found.config, group)
+    for name in found.by_file():
+        _load(model, name, found, Place(group.rank, group.size), dtype)
+    if found.config.is_tied:
+        model.head.lm_head.weight = model.embed.embed_tokens.weight
+    return model.eval()
+
+
+def _load(model: ShardedModel, name: str, found: Checkpoint, place: Place, dtype: torch.dtype | None) -> None:
+    source, shape = found.sources[name], found.shapes[name]
+    if (stored := source.shape(found.shards)) != shape:
+        raise ArtifactError(
+            f"tensor {name!r} has shape {list(stored)} and config.json asks for {list(shape)}; "
+            "save the checkpoint again"
+        )
+    cut = cut_of(name, shape, found.config, place) if place.size > 1 else None
+    if cut is None:
+        put(model, name, source.read(found.shards), dtype)
+    elif cut.runs:
+        put(model, name, source.read(found.shards, cut).contiguous(), dtype)
+    else:
+        owner, _, attribute = name.rpartition(".")
+        model.get_submodule(owner).register_parameter(attribute, None)
+
+
+def _words(directory: Path, group: Group) -> Cut | None:
+    """The rows of the vocabulary that this rank reads."""
+    if group.size == 1:
+        return None
+    raw = json.loads((directory / "config.json").read_text())
+    return Cut(0, (Place(group.rank, group.size).words(read_config(raw, raw["model_type"]).vocab_size),))

@@ -1,0 +1,72 @@
+"""One rank's part of a language model as a backend. Every rank makes the same calls in the same order.
+
+What is still on its way between the ranks travels in the carry: rows are selected, merged and joined without waiting.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from models.artifact import LanguageSpec, Manifest
+from models.errors import ArtifactError, BackendError
+from models.parallel.group import Group
+from models.parallel.model import ShardedModel
+from models.parallel.stream import Stream, join
+from models.parallel.weights import load_shard
+from service.backends.kv import PAGE_SIZE
+from service.backends.parts import LanguageBackend, Parts
+from service.backends.protocol import Array, Dtype
+from service.backends.torch_arrays import TorchArrays, module_part, torch_device, torch_dtype
+
+
+class ShardedArrays(TorchArrays):
+    """Tensors of one rank, and streams whose rows have pieces on their way."""
+
+    def join(self, arrays: Sequence[Any], axis: int = 0) -> Any:
+        return join(arrays) if isinstance(arrays[0], Stream) else super().join(arrays, axis)
+
+    def give_out(self, array: Tensor | Stream) -> Array:
+        return super().give_out(array.land().landed if isinstance(array, Stream) else array)
+
+
+def open_sharded(
+    manifest: Manifest,
+    directory: Path,
+    group: Group,
+    num_pages: int = 0,
+    page_size: int = PAGE_SIZE,
+    dtype: Dtype = "auto",
+    device: str = "cpu",
+) -> LanguageBackend:
+    """Load this rank's slices of an artifact's safetensors form.
+
+    Raises BackendError if it has none, if it is no language model, or if it cannot be dealt out to so many ranks.
+    """
+    form, language = manifest.forms.get("safetensors"), manifest.language
+    if language is None or form is None or form.whole is None:
+        raise BackendError(
+            f"model {manifest.name!r} has the kind {manifest.kind!r} and the forms {sorted(manifest.forms)}; several "
+            "ranks serve a causal-lm in the form safetensors: export it again"
+        )
+    place = torch_device(device)
+    try:
+        shard = load_shard((directory / form.whole).parent, group, torch_dtype(dtype, place)).to(place)
+    except ArtifactError as error:
+        raise BackendError(f"{form.whole} does not load in torch: {error}") from error
+    return sharded_backend(shard, language, ShardedArrays(place, shard.dtype), num_pages, page_size)
+
+
+def sharded_backend(
+    shard: ShardedModel,
+    language: LanguageSpec,
+    arrays: ShardedArrays,
+    num_pages: int = 0,
+    page_size: int = PAGE_SIZE,
+) -> LanguageBackend:
+    """The backend of one rank's part of a model that `language` describes whole."""
+    layers = tuple(module_part(layer) for layer in shard.layers)
+    parts = Parts(module_part(shard.embed), layers, module_part(shard.head))
+    local = language.model_copy(update={"num_kv_heads": shard.local.num_key_value_heads})
+    return LanguageBackend(parts, local, arrays, num_pages, page_size)
