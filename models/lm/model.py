@@ -134,4 +134,4 @@ class LanguageModel(LayeredModel):
 
 def _embedding(count: int, width: int) -> nn.Embedding:
     """As nn.Embedding makes it, which on the meta device would spend seconds importing what compiles Python."""
-    return nn.Embedding.from_pretrained(torch.normal(0.0, 1.0, size=(count, width)), freeze=False)
+    return nn.Embedding(count, width, _weight=torch.normal(0.0, 1.0, size=(count, width)))

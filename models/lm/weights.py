@@ -54,8 +54,7 @@ def open_checkpoint(directory: Path, vocabulary: Cut | None = None) -> Checkpoin
     Raises ArtifactError naming every tensor that is missing or unexpected, and whatever config.json says that is not
     computed.
     """
-    raw = unwrapped(json.loads((directory / "config.json").read_text()))
-    config, architecture = read_config(raw, raw["model_type"]), ARCHITECTURES[raw["model_type"]]
+    config, architecture = configured(directory)
     shards = Shards(directory)
     if config.num_hidden_layers > len(shards.names):
         raise ArtifactError(
@@ -70,6 +69,12 @@ def open_checkpoint(directory: Path, vocabulary: Cut | None = None) -> Checkpoin
     sources = {name: source(name, architecture, config, shards.names) for name in shapes}
     _check_names(directory, sources, architecture, config, shards, vocabulary)
     return Checkpoint(config, shards, sources, shapes)
+
+
+def configured(directory: Path) -> tuple[LMConfig, Architecture]:
+    """What the config.json of a checkpoint says. Raises ArtifactError for whatever is not computed."""
+    raw = unwrapped(json.loads((directory / "config.json").read_text()))
+    return read_config(raw, raw["model_type"]), ARCHITECTURES[raw["model_type"]]
 
 
 def save(model: LanguageModel, directory: Path) -> None:

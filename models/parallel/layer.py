@@ -1,12 +1,13 @@
 """One rank's part of a decoder layer in every residual form: what is launched when, and what is waited for where."""
 
+import numpy as np
 from torch import Tensor, nn
 
 from models.lm.block import Layer
 from models.lm.config import LMConfig
 from models.parallel.attention import SpreadAttention
 from models.parallel.group import Group, Handle, Landed
-from models.parallel.stream import Output, Stream
+from models.parallel.stream import Equal, Output, Own, Stream, inverse
 
 
 class ShardedLayer(Layer):
@@ -85,8 +86,38 @@ class SideBySideLayer(ShardedLayer):
         return _apart(stream, before), key, value
 
 
+class DesyncLayer(ShardedLayer):
+    """Each rank adds its own part to a stream of its own; the MLP of every so many visits makes them all equal.
+
+    Both are one all-reduce: of what the rank adds and its share of the mean. Rows count their own visits, so of a group
+    of rows some may be made equal and others not. What no later visit makes equal, `Stream.whole` does.
+    """
+
+    def forward(self, stream: Stream, *seen: Tensor) -> tuple[Stream, Tensor, Tensor]:  # type: ignore[override]
+        """Shapes as in `ShardedLayer.forward`."""
+        apart = stream.apart() + 1
+        before = stream.land().landed
+        mixed, key, value = self.self_attn(self.input_layernorm(before), *seen)
+        attended = before + mixed
+        added = self.mlp(self.post_attention_layernorm(attended))
+        after = Stream(attended)
+        is_equal = apart == self.residual.period // 2
+        if is_equal.any():
+            rows = np.flatnonzero(is_equal)
+            together = (added + attended / self.group.size)[rows]
+            handle = self.group.all_reduce(together)
+            after = after.launched(Equal(together, handle, nn.Identity(), "mlp", self.index), inverse(rows, len(apart)))
+        if not is_equal.all():
+            rows = np.flatnonzero(~is_equal)
+            own = Own(added[rows], Landed(), nn.Identity(), "mlp", self.index, apart[rows])
+            after = after.launched(own, inverse(rows, len(apart)))
+        return after, key, value
+
+
 def make_layer(whole: LMConfig, local: LMConfig, layer: int, group: Group) -> ShardedLayer:
     """One rank's part of a layer, of the residual form that the model has."""
+    if whole.residual.has_streams:
+        return DesyncLayer(whole, local, layer, group)
     is_parallel = whole.residual.form == "parallel" or (whole.is_parallel and not whole.residual.has_pending)
     return (SideBySideLayer if is_parallel else ShardedLayer)(whole, local, layer, group)
 

@@ -82,10 +82,19 @@ def cut_of(name: str, shape: tuple[int, ...], config: LMConfig, place: Place) ->
     return Cut(0, (_run(shape[0], config, place, unit),))
 
 
+def bias_share(name: str, config: LMConfig, place: Place) -> float:
+    """The part of a parameter that each rank adds to its own stream: of a projection's bias, where that is desync."""
+    is_added_up = any(part in RULES and RULES[part][0] == "inputs" for part in name.split("."))
+    return 1 / place.size if config.residual.has_streams and is_added_up and name.endswith("bias") else 1.0
+
+
 def _of_inputs(path: list[str], shape: tuple[int, ...], config: LMConfig, place: Place, unit: Unit) -> Cut | None:
-    """Of a projection whose outputs are added up: its inputs' weights; its bias on one rank, to be added once."""
+    """Of a projection whose outputs are added up: its inputs' weights; its bias on one rank, to be added once.
+
+    Of desync every rank has a part of the bias (`bias_share`).
+    """
     if path[-1] == "bias":
-        return None if place.rank == 0 else Cut(0, ())
+        return None if place.rank == 0 or config.residual.has_streams else Cut(0, ())
     if path[-2] == "second":
         return None
     last = len(shape) - 1
@@ -126,6 +135,11 @@ def refuse(config: LMConfig, size: int) -> None:
         raise BackendError(
             f"{size} ranks and the model's {kv_heads} heads of keys and values do not divide each other; "
             f"use one of {[one for one in range(1, heads + 1) if _fits(heads, kv_heads, one)]}"
+        )
+    if config.residual.has_streams and config.residual.num_ranks != size:
+        raise BackendError(
+            f"the model's residual form {config.residual.text} is a function of its {config.residual.num_ranks} ranks "
+            f"and {size} were asked for; use {config.residual.num_ranks}"
         )
     if config.qk_norm == "all" and config.norm != "rms" and size > 1:
         raise BackendError(

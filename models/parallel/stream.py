@@ -1,7 +1,7 @@
 """The residual stream of a pass on one rank: what has landed, and what modules added that is still on its way.
 
 Every row knows its own pieces, so rows that took different chains lie in one stream. A piece is read when it lands and
-never before: rows are picked, put back and joined without touching what an all-reduce writes to.
+never before: rows are picked, put back and joined without touching what an all-reduce writes to. Knows no layer.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.parallel.group import Handle
+from models.parallel.group import Group, Handle
 
 Module: TypeAlias = Literal["attention", "mlp"]
 # For each row of a stream its row in a piece, -1 where it has none.
@@ -32,6 +32,25 @@ class Output:
     norm: Callable[[Tensor], Tensor]
     module: Module
     layer: int
+
+    def onto(self, stream: Tensor, landed: Tensor) -> Tensor:
+        """Rows [R, S, D] of a stream with this output's rows for them."""
+        return stream + self.norm(landed)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Equal(Output):
+    """The streams of all ranks made equal (desync): what each adds, and the mean of what they were."""
+
+    def onto(self, stream: Tensor, landed: Tensor) -> Tensor:
+        return landed
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Own(Output):
+    """What this rank alone adds to its stream (desync); apart [B']: visits of each row since the streams were equal."""
+
+    apart: Places
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +81,39 @@ class Stream:
                 left.append(piece)
         return Stream(stream, left)
 
-    def launched(self, output: Output) -> "Stream":
-        """The stream with one more piece on its way to every row."""
-        return Stream(self.landed, (*self.pieces, Piece(output)))
+    def launched(self, output: Output, places: Places | None = None) -> "Stream":
+        """The stream with one more piece on its way; to every row, unless `places` say to which."""
+        return Stream(self.landed, (*self.pieces, Piece(output, places)))
+
+    def whole(self, group: Group) -> Tensor:
+        """The stream [B, S, D] that all ranks agree on: all of it landed, and rows that are not equal made so now."""
+        stream = self.land(lambda output: not isinstance(output, Own))
+        if not stream.pieces:
+            return stream.landed
+        rows = np.flatnonzero(stream.apart())
+        together = Stream(stream.landed / group.size, stream.pieces).land().landed[rows]
+        group.all_reduce(together).wait()
+        whole = stream.landed.clone()
+        whole[rows] = together
+        return whole
+
+    def apart(self) -> Places:
+        """Visits of each row since all ranks' streams were equal [B]."""
+        counts = np.zeros(len(self.landed), np.int64)
+        for piece in self.pieces:
+            if isinstance(piece.output, Own):
+                places = _places(piece, len(counts))
+                counts[places >= 0] = piece.output.apart[places[places >= 0]]
+        return counts
 
     def own(self) -> "Stream":
         """The stream in memory of its own, where it still shares that of the one it was made from."""
         return Stream(self.landed.clone(), self.pieces)
 
     def __getitem__(self, rows: Any) -> "Stream":
-        """Some rows; or [rows [B, 1], tokens [B, T]], for which everything lands."""
+        """Some rows; or [rows [B, 1], tokens [B, T]], all rows in order, for which everything lands that can."""
         if isinstance(rows, tuple):
-            return Stream(self.land().landed[rows])
+            return self._tokens(rows[1])
         picked = np.arange(len(self.landed))[rows]
         pieces = (_picked(piece, picked, len(self.landed)) for piece in self.pieces)
         return Stream(self.landed[rows], [piece for piece in pieces if piece])
@@ -87,6 +127,18 @@ class Stream:
         left = (_spread(piece, kept, kept, count) for piece in self.pieces)
         came = (_spread(piece, np.arange(len(replaced)), replaced, count) for piece in part.pieces)
         self.pieces = tuple(piece for piece in (*left, *came) if piece)
+
+    def _tokens(self, tokens: Places) -> "Stream":
+        stream = self.land(lambda output: not isinstance(output, Own))
+        pieces = []
+        for piece in stream.pieces:
+            places = _places(piece, len(tokens))
+            rows = np.flatnonzero(places >= 0)
+            picked = piece.output.tensor[places[rows][:, None], tokens[rows]]
+            assert isinstance(piece.output, Own)
+            output = replace(piece.output, tensor=picked, apart=piece.output.apart[places[rows]])
+            pieces.append(Piece(output, inverse(rows, len(tokens))))
+        return Stream(stream.landed[np.arange(len(tokens))[:, None], tokens], pieces)
 
     @property
     def nbytes(self) -> int:
@@ -113,13 +165,13 @@ def _added(stream: Tensor, piece: Piece) -> Tensor:
     output, places = piece.output, piece.places
     output.handle.wait()
     if places is None:
-        return stream + output.norm(output.tensor)
+        return output.onto(stream, output.tensor)
     rows = np.flatnonzero(places >= 0)
-    picked = output.norm(output.tensor[places[rows]])
+    landed = output.tensor[places[rows]]
     if len(rows) == len(stream):
-        return stream + picked
+        return output.onto(stream, landed)
     added = stream.clone()
-    added[rows] += picked
+    added[rows] = output.onto(stream[rows], landed)
     return added
 
 
@@ -138,6 +190,13 @@ def _spread(piece: Piece, rows: Places, targets: Places, count: int) -> Piece | 
 
 def _places(piece: Piece, count: int) -> Places:
     return np.arange(count) if piece.places is None else piece.places
+
+
+def inverse(rows: Places, count: int) -> Places:
+    """Of `count` rows the place of each in `rows`, -1 for those that are not there."""
+    places = np.full(count, -1)
+    places[rows] = np.arange(len(rows))
+    return places
 
 
 def _num_rows(piece: Piece) -> int:

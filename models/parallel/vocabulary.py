@@ -50,7 +50,7 @@ class ShardedHead(Head):
 
     def forward(self, stream: Stream) -> Tensor:  # type: ignore[override]
         """[B, T, D] -> logits [B, T, V]"""
-        logits: Tensor = self.lm_head(self.norm(stream.land().landed))
+        logits: Tensor = self.lm_head(self.norm(stream.whole(self.group)))
         if self.softcap != 0.0:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         padded = F.pad(logits, (0, self.num_words - logits.shape[-1]))  # [B, T, V / P], the same on every rank

@@ -1,16 +1,14 @@
 """One rank's slices of a checkpoint, each read from its file alone."""
 
-import json
 from pathlib import Path
 
 import torch
 
 from models.errors import ArtifactError
-from models.lm.architectures import read_config
-from models.lm.weights import Checkpoint, open_checkpoint
+from models.lm.weights import Checkpoint, configured, open_checkpoint
 from models.parallel.group import Group
 from models.parallel.model import ShardedModel
-from models.parallel.split import Place, cut_of
+from models.parallel.split import Place, bias_share, cut_of
 from models.shards import Cut, put
 
 
@@ -39,7 +37,9 @@ def _load(model: ShardedModel, name: str, found: Checkpoint, place: Place, dtype
         )
     cut = cut_of(name, shape, found.config, place) if place.size > 1 else None
     if cut is None:
-        put(model, name, source.read(found.shards), dtype)
+        share = bias_share(name, found.config, place)
+        tensor = source.read(found.shards)
+        put(model, name, tensor if share == 1.0 else tensor * share, dtype)
     elif cut.runs:
         put(model, name, source.read(found.shards, cut).contiguous(), dtype)
     else:
@@ -51,5 +51,5 @@ def _words(directory: Path, group: Group) -> Cut | None:
     """The rows of the vocabulary that this rank reads."""
     if group.size == 1:
         return None
-    raw = json.loads((directory / "config.json").read_text())
-    return Cut(0, (Place(group.rank, group.size).words(read_config(raw, raw["model_type"]).vocab_size),))
+    config, _ = configured(directory)
+    return Cut(0, (Place(group.rank, group.size).words(config.vocab_size),))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from models.artifact import LanguageSpec, Manifest
@@ -24,11 +25,15 @@ from service.backends.torch_arrays import TorchArrays, module_part, torch_device
 class ShardedArrays(TorchArrays):
     """Tensors of one rank, and streams whose rows have pieces on their way."""
 
+    def __init__(self, group: Group, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(device, dtype)
+        self.group = group
+
     def join(self, arrays: Sequence[Any], axis: int = 0) -> Any:
         return join(arrays) if isinstance(arrays[0], Stream) else super().join(arrays, axis)
 
     def give_out(self, array: Tensor | Stream) -> Array:
-        return super().give_out(array.land().landed if isinstance(array, Stream) else array)
+        return super().give_out(array.whole(self.group) if isinstance(array, Stream) else array)
 
 
 def open_sharded(
@@ -55,7 +60,7 @@ def open_sharded(
         shard = load_shard((directory / form.whole).parent, group, torch_dtype(dtype, place)).to(place)
     except ArtifactError as error:
         raise BackendError(f"{form.whole} does not load in torch: {error}") from error
-    return sharded_backend(shard, language, ShardedArrays(place, shard.dtype), num_pages, page_size)
+    return sharded_backend(shard, language, ShardedArrays(group, place, shard.dtype), num_pages, page_size)
 
 
 def sharded_backend(

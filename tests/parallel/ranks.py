@@ -30,9 +30,8 @@ class Ranks:
         for pipe in self._pipes:
             pipe.send((work, args, kwargs))
         answers = [pipe.recv() for pipe in self._pipes]
-        for answer, error in answers:
-            if error is not None:
-                raise error
+        for error in (error for _, error in answers if error is not None):
+            raise error
         return [answer for answer, _ in answers]
 
 
