@@ -39,7 +39,7 @@ class Ranks:
 def ranks(size: int, store: Path) -> Iterator[Ranks]:
     """`size` processes that met at the file `store`; forked from one that imported torch once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "service.backends.sharded", "service.engine.generate"])
+    context.set_forkserver_preload(["torch", "tests.contracts.test_backend", "tests.parallel.served"])
     both = [context.Pipe() for _ in range(size)]
     started = [
         context.Process(target=_serve, args=(rank, size, str(store), inner), daemon=True)
@@ -54,6 +54,7 @@ def ranks(size: int, store: Path) -> Iterator[Ranks]:
             outer.close()
         for process in started:
             process.join(TIMEOUT_S)
+            process.kill()
 
 
 def _serve(rank: int, size: int, store: str, pipe: Connection) -> None:
