@@ -7,7 +7,7 @@ nothing. Seconds everywhere.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 
 from models.lm.residual import Residual
 
@@ -85,10 +85,12 @@ def crossings(first: Residual, second: Residual, num_layers: int, costs: Costs) 
     found = []
     corners = sorted({0.0, costs.attention_s, costs.mlp_s})
     for low, high in pairwise((*corners, math.inf)):
-        other = high if high < math.inf else 2 * low + 1.0
-        slope = (ahead(other) - ahead(low)) / (other - low)
-        root = low - ahead(low) / slope if slope else math.inf
-        if low < root <= high < math.inf or low < root < high:
+        other = high if high < math.inf else 2 * low or 1.0
+        here, there = ahead(low), ahead(other)
+        if math.isclose(here, there, rel_tol=1e-9):
+            continue
+        root = low - here * (other - low) / (there - here)
+        if low < root <= high:
             found.append(root)
     return tuple(found)
 
@@ -108,16 +110,16 @@ def fastest(num_layers: int, costs: Costs, names: Sequence[str] = ANSWERING) -> 
 
 
 def lands_before(residual: Residual, layer: int, follower: int) -> bool:
-    """Whether what a layer left pending arrives before the layer executed next: of the slot rule, where one is skipped."""
+    """Whether what a layer left pending arrives before the layer executed next: under the slot rule, over a skip."""
     return residual.on_skip == "slot" and follower > layer + 1
 
 
 def _covered(residual: Residual, executed: Sequence[int], costs: Costs) -> Iterator[tuple[float, float]]:
     """For each all-reduce of a ladder or hybrid: the compute it hides under, and what waiting late costs."""
-    followers = (*executed[1:], None)
-    for layer, follower in zip(executed, followers, strict=True):
+    for layer, follower in zip_longest(executed, executed[1:]):
         is_ladder = residual.is_ladder(layer)
         yield (costs.mlp_s, costs.overhead_s) if is_ladder else (0.0, 0.0)
-        reads_late = follower is not None and residual.is_ladder(follower)
-        is_hidden = reads_late and not lands_before(residual, layer, follower)
+        is_hidden = (
+            follower is not None and residual.is_ladder(follower) and not lands_before(residual, layer, follower)
+        )
         yield costs.attention_s if is_hidden else 0.0, costs.overhead_s if is_ladder or is_hidden else 0.0
