@@ -32,7 +32,7 @@ app = typer.Typer(
 )
 
 app.add_typer(cli_chains.app, name="chains")
-app.command()(cli_bench.bench)
+app.add_typer(cli_bench.app, name="bench")
 
 
 @app.command()

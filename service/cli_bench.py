@@ -1,22 +1,39 @@
-"""The command `fathom bench`: load on a server or on a model, beside what the machine could do."""
+"""The command `fathom bench`: load on a server or on a model, beside what the machine could do; `fathom bench tp`."""
 
 import asyncio
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from models.errors import InputError
+from service import cli_tp
+from service.bench.option import check_plot, numbers
 
 if TYPE_CHECKING:
     from service.bench.run import Measurement, Plan, Report
 
-_T = TypeVar("_T", int, float)
+
+class _Benches(TyperGroup):
+    """What is not the name of a bench is what to put load on: `fathom bench arith` is `fathom bench load arith`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        is_named = not args or args[0] == "--help" or args[0] in self.commands
+        return super().parse_args(ctx, args if is_named else ["load", *args])
 
 
-def bench(
+app = typer.Typer(
+    cls=_Benches,
+    no_args_is_help=True,
+    help="Load on a server or a model, as `fathom bench MODEL` does too; or residual forms on several ranks.",
+)
+app.command("tp")(cli_tp.tp)
+
+
+@app.command("load")
+def load(
     where: Annotated[str, typer.Argument(help="URL of a server, or name of a model to start a server for.")],
     model: Annotated[str | None, typer.Option(help="Model of the server, with a URL.")] = None,
     clients: Annotated[
@@ -50,8 +67,8 @@ def bench(
     if clients is not None and rate is not None:
         raise InputError("--clients and --rate came together; a loop is closed or open, leave one out")
     plan = Plan(
-        clients=_numbers(clients or "1", int, "--clients"),
-        rates=_numbers(rate, float, "--rate") if rate is not None else (),
+        clients=numbers(clients or "1", int, "--clients"),
+        rates=numbers(rate, float, "--rate") if rate is not None else (),
         arrivals="constant" if arrivals == "constant" else "poisson",
         seconds=seconds,
         warmup_s=warmup,
@@ -61,7 +78,7 @@ def bench(
         seed=seed,
     )
     if plot is not None:
-        _check_plot(plot)
+        check_plot(plot)
     _show(_run(where, model, plan, repository), f"{model or where}", json_file, plot)
 
 
@@ -98,13 +115,6 @@ def _show(found: "list[Measurement]", title: str, json_file: Path | None, plot: 
         draw(found, title, plot)
 
 
-def _numbers(text: str, kind: Callable[[str], _T], name: str) -> tuple[_T, ...]:
-    try:
-        return tuple(kind(part) for part in text.split(","))
-    except ValueError as error:
-        raise InputError(f"{name} is {text!r}; write numbers with commas between, like 1,8,64") from error
-
-
 def _prompts(path: Path) -> tuple[str, ...]:
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
@@ -114,13 +124,3 @@ def _prompts(path: Path) -> tuple[str, ...]:
     if not found:
         raise InputError(f"{path} has no prompts; write at least one")
     return found
-
-
-def _check_plot(path: Path) -> None:
-    """Before an hour is spent on what cannot be drawn. Raises InputError."""
-    from importlib.util import find_spec
-
-    if path.suffix not in (".png", ".svg", ".pdf"):
-        raise InputError(f"--plot is {str(path)!r}; name a .png, .svg or .pdf file")
-    if find_spec("matplotlib") is None:
-        raise InputError("--plot needs matplotlib; install the extra 'study'")

@@ -11,11 +11,12 @@ from models.parallel.latency import Link
 class Delayed:
     """One serial channel in front of a real group: an all-reduce is done when the real one is, and not before its time.
 
-    Its time is the link's, from when it was launched or the channel was free. Gathers pass at the group's own speed.
+    Its time is the link's, from when it was launched or the channel was free; `link` may change while nothing is in
+    flight. Gathers pass at the group's own speed.
     """
 
     def __init__(self, group: Group, link: Link) -> None:
-        self._group, self._link = group, link
+        self._group, self.link = group, link
         self._free = 0.0
 
     @property
@@ -27,7 +28,7 @@ class Delayed:
         return self._group.size
 
     def all_reduce(self, tensor: Tensor) -> Handle:
-        self._free = max(time.monotonic(), self._free) + self._link.seconds(tensor.nbytes)
+        self._free = max(time.monotonic(), self._free) + self.link.seconds(tensor.nbytes)
         return _Delayed(self._group.all_reduce(tensor), self._free)
 
     def all_gather(self, tensor: Tensor, dim: int) -> Tensor:
