@@ -37,7 +37,7 @@ class Stopwatch:
 
     def mark(self) -> None:
         if self._is_cuda:
-            self._events.append(torch.cuda.Event(enable_timing=True))
+            self._events.append(torch.cuda.Event(enable_timing=True))  # type: ignore[no-untyped-call]
             self._events[-1].record()
         else:
             self._moments.append(time.perf_counter())

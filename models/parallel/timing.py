@@ -9,15 +9,15 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import product
+from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch.multiprocessing import get_context
-from torch.multiprocessing.spawn import ProcessException, spawn
+from torch._C._distributed_c10d import FileStore
+from torch.multiprocessing.spawn import ProcessException, start_processes
 
 from models.errors import BackendError, InputError
 from models.lm.residual import Residual
@@ -33,6 +33,7 @@ from models.parallel.trial import Device, Measured, Trial
 _BARE = "upper-bound"
 # All-reduces by themselves, of which the fastest counts.
 _ALONE = 5
+_START = "forkserver"
 _TIMEOUT_S = 600.0
 _POLL_S = 0.1
 
@@ -55,9 +56,13 @@ def devices(wanted: str | None = None) -> tuple[Device, int]:
 
 
 def _spawned(trial: Trial, has_p2p: bool | None, store: Path) -> Iterator[Measured]:
-    reader, writer = get_context("spawn").Pipe(duplex=False)
+    context = get_context(_START)
+    context.set_forkserver_preload([__name__])  # torch is imported once and not by every rank
+    reader, writer = context.Pipe(duplex=False)
     shared = (trial, has_p2p, store, writer)
-    ranks: Any = spawn(_enter, shared, trial.num_ranks, join=False, daemon=True)  # type: ignore[no-untyped-call]
+    ranks: Any = start_processes(  # type: ignore[no-untyped-call]
+        _enter, shared, trial.num_ranks, join=False, daemon=True, start_method=_START
+    )
     try:
         is_over = False
         while not is_over:
@@ -80,7 +85,7 @@ def _enter(rank: int, trial: Trial, has_p2p: bool | None, store: Path, writer: C
     if trial.device == "cuda":
         torch.cuda.set_device(rank)
     torch.manual_seed(trial.seed)
-    group = join_group(rank, trial.num_ranks, dist.FileStore(str(store)), _TIMEOUT_S, trial.device)
+    group = join_group(rank, trial.num_ranks, FileStore(str(store)), _TIMEOUT_S, trial.device)
     try:
         with torch.inference_mode():
             for one in _measured(group, trial, has_p2p):
