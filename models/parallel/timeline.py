@@ -4,9 +4,9 @@ Takes the schedule of any form along any chain, of one group of rows or several,
 Counted, not timed: nothing here is ever noisy. Standard library only.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Literal, TypeAlias
 
 from models.lm.residual import Residual
@@ -89,47 +89,51 @@ def interleaved(residual: Residual, calls: Sequence[tuple[int, int]]) -> list[Ev
 
     What a module left is waited for where its group reads it: other groups' modules between hide it in any form.
     """
-    left = Counter(group for group, _ in calls)
-    groups = {group: _Group(residual, group, num_visits) for group, num_visits in left.items()}
-    events: list[Event] = []
-    for group, layer in calls:
-        events.extend(groups[group].visit(layer, sum(isinstance(event, Launch) for event in events)))
-    for one in groups.values():
-        events.extend(one.land())
-    return events
+    numbers = count()
+    groups = {group: _Group(residual, group, numbers) for group, _ in calls}
+    events = [event for group, layer in calls for event in groups[group].visit(layer)]
+    return [*events, *(event for one in groups.values() for event in one.end())]
 
 
 class _Group:
     """What rows of one chain have launched and not read."""
 
-    def __init__(self, residual: Residual, group: int, num_visits: int) -> None:
-        self._residual, self._group, self._num_visits = residual, group, num_visits
-        self._visits = 0
+    def __init__(self, residual: Residual, group: int, numbers: Iterator[int]) -> None:
+        self._residual, self._group, self._numbers = residual, group, numbers
+        self._num_modules = 0
         self._layer: int | None = None
         self._attention: int | None = None  # numbers of all-reduces
         self._mlp: int | None = None
 
-    def visit(self, layer: int, number: int) -> Iterator[Event]:
-        """One layer, whose first all-reduce gets `number`."""
-        self._visits += 1
+    def visit(self, layer: int) -> Iterator[Event]:
+        """The next layer."""
         is_ladder = self._residual.is_ladder(layer)
         if not is_ladder or (self._layer is not None and lands_before(self._residual, self._layer, layer)):
-            yield from self.land()
+            yield from self._land()
         self._layer = layer
         yield from self._landed("_attention")
-        yield Run("attention", self._group)
-        if self._is_reduced(2 * self._visits - 1):
-            yield Launch(number, self._group)
-            self._attention, number = number, number + 1
-        yield from () if is_ladder else self._landed("_attention")
+        yield from self._ran("attention")
+        if not is_ladder:
+            yield from self._landed("_attention")
         yield from self._landed("_mlp")
-        yield Run("mlp", self._group)
-        if self._is_reduced(2 * self._visits):
-            yield Launch(number, self._group)
-            self._mlp = number
+        yield from self._ran("mlp")
 
-    def land(self) -> Iterator[Event]:
-        """Wait for all that was left."""
+    def end(self) -> Iterator[Event]:
+        """Wait for all that was left; desync makes its streams equal if they are not."""
+        if self._residual.form == "desync" and self._num_modules % self._residual.period:
+            self._mlp = next(self._numbers)
+            yield Launch(self._mlp, self._group)
+        yield from self._land()
+
+    def _ran(self, module: Module) -> Iterator[Event]:
+        yield Run(module, self._group)
+        self._num_modules += 1
+        if self._is_added_up():
+            number = next(self._numbers)
+            yield Launch(number, self._group)
+            setattr(self, f"_{module}", number)
+
+    def _land(self) -> Iterator[Event]:
         yield from self._landed("_attention")
         yield from self._landed("_mlp")
 
@@ -139,9 +143,9 @@ class _Group:
             yield Wait(number)
             setattr(self, which, None)
 
-    def _is_reduced(self, module: int) -> bool:
-        """Whether the output of a module, counted from 1, is added up over the ranks."""
+    def _is_added_up(self) -> bool:
+        """Whether the output of the last module is summed over the ranks at once."""
         form = self._residual.form
         if form == "desync":
-            return module % self._residual.period == 0 or module == 2 * self._num_visits
-        return form in ("standard", "ladder") or (form == "parallel" and module % 2 == 0)
+            return self._num_modules % self._residual.period == 0
+        return form in ("standard", "ladder") or (form == "parallel" and self._num_modules % 2 == 0)

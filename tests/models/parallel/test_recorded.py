@@ -33,12 +33,16 @@ CHAINS = {
     "one": (2,),
     "none": (),
 }
-RESIDUALS = {**FORMS, "hybrid": Residual("ladder", (2, 3, 4)), "slot": Residual("ladder", on_skip="slot")}
+RESIDUALS = {name: replace(form, num_ranks=2) for name, form in FORMS.items()} | {
+    "hybrid": Residual("ladder", (2, 3, 4)),
+    "slot": Residual("ladder", on_skip="slot"),
+}
 UNEVEN = Costs(attention_s=3, mlp_s=5, all_reduce_s=4)
 
 
 def watched(residual: Residual) -> Watched:
-    model = ShardedModel(replace(CONFIG, residual=residual), group := Recorded(Alone()))
+    """Half of a model, whose other half adds nothing."""
+    model = ShardedModel(replace(CONFIG, residual=residual), group := Recorded(Alone(0, 2)))
     return Watched(model.eval(), group, "cpu", None)
 
 
@@ -55,7 +59,7 @@ def events(one: Watched, calls: list[tuple[int, int]], rows: int = 1, tokens: in
     for number, layer in calls:
         streams[number], _, _ = model.layers[layer](streams[number], *shared, past, past)
     for left in streams.values():
-        left.land()
+        model.head(left)
     return group.events
 
 
