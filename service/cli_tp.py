@@ -35,7 +35,7 @@ def tp(
         str | None, typer.Option(help="What an all-reduce is made to take, one sweep each: 0.5,2,8.")
     ] = None,
     module_ms: Annotated[
-        str | None, typer.Option(help="What a module is made to take, asleep: 8, or attention's and the MLP's 2,4.")
+        str | None, typer.Option(help="What a module takes at least, asleep: 8, or attention's and the MLP's 2,4.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of weights and tokens.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="File to write the numbers to.")] = None,

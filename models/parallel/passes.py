@@ -54,28 +54,36 @@ class Stopwatch:
 
 
 class Watched:
-    """A model whose modules tell when they begin, and sleep first if they are to take longer than they do.
+    """A model whose modules tell when they begin, and sleep once they are done if they are to take longer.
 
-    Asleep they leave the core to others, as they would if they computed elsewhere.
+    least_s: what attention and the MLP are to take at least. Asleep they leave the core to others, as they would if
+    they computed elsewhere.
     """
 
     def __init__(
-        self, model: ShardedModel, group: Recorded, device: Device, asleep_s: tuple[float, float] | None
+        self, model: ShardedModel, group: Recorded, device: Device, least_s: tuple[float, float] | None
     ) -> None:
         self.model, self.group, self.watch = model, group, Stopwatch(device)
-        attention_s, mlp_s = asleep_s or (0.0, 0.0)
+        attention_s, mlp_s = least_s or (0.0, 0.0)
         for layer in model.layers:
             self._watch(layer.get_submodule("self_attn"), "attention", attention_s)
             self._watch(layer.get_submodule("mlp"), "mlp", mlp_s)
 
-    def _watch(self, module: nn.Module, name: Module, asleep_s: float) -> None:
+    def _watch(self, module: nn.Module, name: Module, least_s: float) -> None:
+        end = 0.0
+
         def begin(*_: object) -> None:
+            nonlocal end
+            end = time.monotonic() + least_s
             self.watch.mark()
             self.group.ran(name)
-            if asleep_s:
-                time.sleep(asleep_s)
+
+        def rest(*_: object) -> None:
+            time.sleep(max(0.0, end - time.monotonic()))
 
         module.register_forward_pre_hook(begin)
+        if least_s:
+            module.register_forward_hook(rest)
 
 
 class Pass:

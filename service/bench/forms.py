@@ -89,7 +89,7 @@ def title(trial: Trial) -> str:
 def _caption(trial: Trial) -> str:
     words = [f"Best of {trial.repeats} passes. The model adds up what the upper bound's parts took and all-reduces."]
     if trial.module_s:
-        words.append("Modules sleep before they compute.")
+        words.append("Modules sleep until their time is over.")
     if trial.device == "cpu":
         words.append("Between CPUs there is no P2P to switch off.")
     return " ".join(words)

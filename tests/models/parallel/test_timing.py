@@ -1,5 +1,7 @@
 """Two real ranks whose all-reduces and modules were given a time: forms take what they are predicted to."""
 
+from dataclasses import replace
+
 import pytest
 
 from models.errors import BackendError, InputError
@@ -8,74 +10,79 @@ from models.parallel.latency import FORMS, num_all_reduces
 from models.parallel.timing import devices, measure
 from models.parallel.trial import Measured, Trial
 
-NUM_LAYERS, WIDTH = 4, 32
+NUM_LAYERS, WIDTH = 3, 32
 CONFIG = LMConfig(64, WIDTH, 64, NUM_LAYERS, 2, 2, 64)
-SLOW = 0.024
+MODULE = 0.008
+# As long as a module, and longer than a layer.
+EVEN, LONG = 0.008, 0.020
 TRIAL = Trial(
     CONFIG,
     phases=("decode",),
     rows=(3,),
     prompt_tokens=8,
-    repeats=8,
-    latencies_s=(0.008, SLOW),
-    module_s=(0.008, 0.008),
+    repeats=15,
+    latencies_s=(EVEN,),
+    module_s=(MODULE, MODULE),
 )
-Found = dict[tuple[str, float | None], Measured]
+Found = dict[str, Measured]
 
 
 @pytest.fixture(scope="module")
-def found() -> Found:
-    return {(one.form, one.latency_s): one for one in measure(TRIAL)}
+def even() -> Found:
+    return {one.form: one for one in measure(TRIAL)}
 
 
-def test_ladder_is_much_faster_where_all_reduces_take_as_long_as_modules(found: Found) -> None:
-    standard, ladder = found["standard", 0.008], found["ladder", 0.008]
-    assert standard.best_s >= 1.4 * ladder.best_s
-    assert ladder.best_s < 0.8 * standard.best_s
+@pytest.fixture(scope="module")
+def long() -> Found:
+    trial = replace(TRIAL, forms=("standard", "parallel", "ladder"), latencies_s=(LONG,), repeats=8)
+    return {one.form: one for one in measure(trial)}
 
 
-@pytest.mark.parametrize("latency_s", TRIAL.latencies_s)
+def test_ladder_is_much_faster_where_all_reduces_take_as_long_as_modules(even: Found) -> None:
+    standard, ladder = even["standard"].best_s, even["ladder"].best_s
+    assert standard >= 1.4 * ladder
+    assert ladder < 0.8 * standard
+
+
 @pytest.mark.parametrize("name", FORMS)
-def test_form_takes_what_is_predicted(found: Found, name: str, latency_s: float) -> None:
-    one = found[name, latency_s]
+def test_form_takes_what_is_predicted(even: Found, name: str) -> None:
+    one = even[name]
     assert abs(one.error) < 0.1
     assert one.best_s <= one.median_s
 
 
-def test_costs_are_those_that_were_given(found: Found) -> None:
-    for (_, latency_s), one in found.items():
-        assert latency_s is not None
-        assert one.costs.all_reduce_s == pytest.approx(latency_s, rel=0.2)
-        for module_s in (one.costs.attention_s, one.costs.mlp_s):
-            assert 0.008 <= module_s < 0.011
-        assert 0 <= one.costs.overhead_s < 0.001
-        assert one.costs.rest_s >= latency_s, "the embedding's all-reduce"
+def test_costs_are_those_that_were_given(even: Found) -> None:
+    costs = even["ladder"].costs
+    assert EVEN <= costs.all_reduce_s < 1.2 * EVEN
+    for module_s in (costs.attention_s, costs.mlp_s):
+        assert MODULE <= module_s < 1.2 * MODULE
+    assert 0 <= costs.overhead_s < 0.001
+    assert EVEN <= costs.rest_s < 2 * EVEN, "the embedding's all-reduce, and little else"
 
 
-@pytest.mark.parametrize("latency_s", TRIAL.latencies_s)
-def test_fewer_all_reduces_are_faster(found: Found, latency_s: float) -> None:
-    names = ("upper-bound", "desync-4x", "desync-2x", "standard")
-    times = [found[name, latency_s].best_s for name in names]
+def test_fewer_all_reduces_are_faster(even: Found) -> None:
+    times = [even[name].best_s for name in ("desync-4x", "desync-2x", "standard")]
     assert times == sorted(times)
-    assert found["upper-bound", latency_s].best_s == min(found[name, latency_s].best_s for name in FORMS)
+    assert even["upper-bound"].best_s == min(one.best_s for one in even.values())
 
 
-def test_parallel_blocks_win_once_an_all_reduce_takes_longer_than_a_layer(found: Found) -> None:
-    assert found["ladder", 0.008].best_s < found["parallel", 0.008].best_s
-    assert found["parallel", SLOW].best_s < found["ladder", SLOW].best_s
+def test_parallel_blocks_win_once_an_all_reduce_takes_longer_than_a_layer(even: Found, long: Found) -> None:
+    assert even["ladder"].best_s < even["parallel"].best_s
+    assert long["parallel"].best_s < long["ladder"].best_s < long["standard"].best_s
 
 
-def test_waits_hide_in_a_ladder_alone(found: Found) -> None:
-    standard, ladder = (found[name, 0.008].exposed_s for name in ("standard", "ladder"))
+def test_waits_hide_in_a_ladder_alone(even: Found) -> None:
+    standard, ladder = (even[name].exposed_s for name in ("standard", "ladder"))
     assert standard is not None
     assert ladder is not None
-    assert standard > 0.9 * 2 * NUM_LAYERS * 0.008
-    assert 0.007 < ladder < standard / 3
+    # what a busy machine takes for the launch is not waited for any more
+    assert standard > 0.7 * 2 * NUM_LAYERS * EVEN
+    assert 0.7 * EVEN < ladder < 0.6 * standard
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_all_reduces_and_bytes_are_counted(found: Found, name: str) -> None:
-    one = found[name, 0.008]
+def test_all_reduces_and_bytes_are_counted(even: Found, name: str) -> None:
+    one = even[name]
     assert one.num_all_reduces == num_all_reduces(FORMS[name], NUM_LAYERS)
     assert one.num_bytes == one.num_all_reduces * 3 * WIDTH * 4
 
