@@ -35,6 +35,9 @@ FORBIDDEN = {
 PURE = (
     "models.chain",
     "models.errors",
+    "models.lm.residual",
+    "models.parallel.latency",
+    "models.parallel.timeline",
     "service.engine.admission",
     "service.engine.history",
     "service.engine.pages",
