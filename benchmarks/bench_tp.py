@@ -1,8 +1,8 @@
 """What residual forms take over tensor parallel ranks: measured with made-up times, and predicted for GPU nodes.
 
 Measured: decode steps of a Llama of random weights (12 layers) on two ranks over gloo, whose attention takes 2 ms and
-whose MLP 4 ms asleep, with all-reduces of 0.5 to 16 ms on one serial channel; the best of ten passes, beside what the
-latency model makes of the parts. It is the schedule of the real sharded layers that is measured, and nothing of a GPU.
+whose MLP 4 ms asleep, with all-reduces of 0.5 to 16 ms on one serial channel; the best of fifteen passes, beside what
+the latency model makes of the parts. It is the schedule of the real sharded layers, and nothing of a GPU.
 Predicted: decode on eight GPUs from the published logs of Ladder Residual (github.com/mayank31398/
 ladder-residual-inference), no GPU used: compute is the logs' upper bound less the head, split between attention and MLP
 by their weights; the all-reduce is what standard lost to it. `modern` puts today's one-shot all-reduces in that engine.
@@ -34,7 +34,7 @@ TRIAL = Trial(
     LMConfig(256, 64, 128, 12, 4, 4, 64),
     phases=("decode",),
     prompt_tokens=16,
-    repeats=10,
+    repeats=15,
     latencies_s=(0.0005, 0.002, 0.004, 0.008, 0.016),
     module_s=(0.002, 0.004),
 )

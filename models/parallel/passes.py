@@ -27,6 +27,17 @@ class Spent:
     num_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class AllReduce:
+    """Seconds of one all-reduce by itself, and what is left of it for compute if it is done when it is waited for.
+
+    On a GPU that is otherwise idle the latter is the time of the calls, more than what a busy one loses.
+    """
+
+    all_reduce_s: float
+    overhead_s: float
+
+
 class Stopwatch:
     """Moments as the device comes by them."""
 
@@ -130,26 +141,20 @@ class Pass:
             num_bytes=group.num_bytes - bytes_before,
         )
 
-    def all_reduce_s(self) -> float:
-        """What adding up what one module of this pass adds takes by itself."""
-        watch = self._watched.watch
+    def all_reduce_alone(self) -> AllReduce:
+        """Add up what one module of this pass adds, with nothing else to do."""
+        watch, group = self._watched.watch, self._watched.group
+        tensor = self._past.new_zeros(self._shape)
         watch.mark()
-        self._watched.group.all_reduce(self._past.new_zeros(self._shape)).wait()
+        group.all_reduce(tensor).wait()
         watch.mark()
-        return sum(watch.take())
-
-    def overhead_s(self, all_reduce_s: float) -> float:
-        """What is left of it for compute if nothing has to be waited for: the launch, and the wait once it is done.
-
-        On a GPU that is otherwise idle this is the time of the calls, more than what a busy one loses.
-        """
-        watch, tensor = self._watched.watch, self._past.new_zeros(self._shape)
+        (all_reduce_s,) = watch.take()
         watch.mark()
-        handle = self._watched.group.all_reduce(tensor)
+        handle = group.all_reduce(tensor)
         watch.mark()
         time.sleep(2 * all_reduce_s)
         watch.mark()
         handle.wait()
         watch.mark()
-        launch, _, wait = watch.take()
-        return launch + wait
+        launch_s, _, wait_s = watch.take()
+        return AllReduce(all_reduce_s, launch_s + wait_s)

@@ -6,7 +6,7 @@ made as slow as another network's, and with modules that sleep instead of comput
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from multiprocessing import get_context
@@ -25,14 +25,12 @@ from models.parallel.delayed import Delayed
 from models.parallel.group import Group, join_group
 from models.parallel.latency import FORMS, Costs, Link, predicted
 from models.parallel.model import ShardedModel
-from models.parallel.passes import Pass, Spent, Watched
+from models.parallel.passes import AllReduce, Pass, Spent, Watched
 from models.parallel.recorded import Recorded
 from models.parallel.trial import Device, Measured, Trial
 
 # The form whose passes say what compute alone takes.
 _BARE = "upper-bound"
-# All-reduces by themselves, of which the fastest counts.
-_ALONE = 5
 _START = "forkserver"
 _TIMEOUT_S = 600.0
 _POLL_S = 0.1
@@ -101,8 +99,8 @@ def _measured(group: Group, trial: Trial, has_p2p: bool | None) -> Iterator[Meas
     for latency_s, phase, rows in product(trial.latencies_s, trial.phases, trial.rows):
         channel.link = Link(latency_s or 0.0)
         passes = {name: Pass(model, phase, rows, trial.prompt_tokens) for name, model in models.items()}
-        spent = _in_turns(passes, group, trial.repeats)
-        costs = _costs(passes[_BARE], min(spent[_BARE], key=_total), trial)
+        spent, alone = _in_turns(passes, group, trial.repeats)
+        costs = _costs(spent[_BARE], alone, trial.config.num_hidden_layers)
         for name in trial.forms:
             best = min(spent[name], key=_total)
             yield Measured(
@@ -122,28 +120,28 @@ def _measured(group: Group, trial: Trial, has_p2p: bool | None) -> Iterator[Meas
             )
 
 
-def _in_turns(passes: Mapping[str, Pass], group: Group, repeats: int) -> dict[str, list[Spent]]:
+def _in_turns(passes: Mapping[str, Pass], group: Group, repeats: int) -> tuple[dict[str, list[Spent]], list[AllReduce]]:
     """Every pass once for nothing, then all of them in turn: what else the machine does meets all forms alike."""
     spent: dict[str, list[Spent]] = {name: [] for name in passes}
+    alone: list[AllReduce] = []
     for turn in range(repeats + 1):
         for name, one in passes.items():
             group.all_reduce(torch.zeros(1, device=one.device)).wait()
             found = one.run()
             if turn:
                 spent[name].append(found)
-    return spent
+        alone.append(passes[_BARE].all_reduce_alone())
+    return spent, alone
 
 
-def _costs(bare: Pass, best: Spent, trial: Trial) -> Costs:
-    """What a pass without all-reduces took, part by part, and an all-reduce by itself."""
-    num_layers = trial.config.num_hidden_layers
-    all_reduce_s = min(bare.all_reduce_s() for _ in range(_ALONE))
+def _costs(spent: Sequence[Spent], alone: Sequence[AllReduce], num_layers: int) -> Costs:
+    """What passes without all-reduces took at best, part by part, and an all-reduce by itself."""
     return Costs(
-        attention_s=best.attention_s / num_layers,
-        mlp_s=best.mlp_s / num_layers,
-        all_reduce_s=all_reduce_s,
-        overhead_s=min(bare.overhead_s(all_reduce_s) for _ in range(_ALONE)),
-        rest_s=best.total_s - best.attention_s - best.mlp_s,
+        attention_s=min(one.attention_s for one in spent) / num_layers,
+        mlp_s=min(one.mlp_s for one in spent) / num_layers,
+        all_reduce_s=min(one.all_reduce_s for one in alone),
+        overhead_s=min(one.overhead_s for one in alone),
+        rest_s=min(one.total_s - one.attention_s - one.mlp_s for one in spent),
     )
 
 

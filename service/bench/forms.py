@@ -87,7 +87,7 @@ def title(trial: Trial) -> str:
 
 
 def _caption(trial: Trial) -> str:
-    words = [f"Best of {trial.repeats} passes. The model adds up what the upper bound's parts took and all-reduces."]
+    words = [f"Best of {trial.repeats} passes. The model adds up all-reduces and the parts of the upper bound."]
     if trial.module_s:
         words.append("Modules sleep until their time is over.")
     if trial.device == "cpu":
