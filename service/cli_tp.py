@@ -24,7 +24,9 @@ def tp(
     hidden: Annotated[int, typer.Option(min=8, help="Width of the stream.")] = 1024,
     layers: Annotated[int | None, typer.Option(min=1, help="Layers; the config's, or else 12.")] = None,
     heads: Annotated[int, typer.Option(min=1, help="Heads of attention.")] = 16,
-    forms: Annotated[str | None, typer.Option(help="Such as standard,ladder; all of them without it.")] = None,
+    forms: Annotated[
+        str | None, typer.Option(help="Such as standard,ladder,ladder:6-11; all of one kind without it.")
+    ] = None,
     phases: Annotated[str, typer.Option(help="prefill, decode or both.")] = "prefill,decode",
     rows: Annotated[str, typer.Option(help="Batch sizes, such as 1,4,16.")] = "1",
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each prompt, cached for decode.")] = 128,

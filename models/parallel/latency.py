@@ -72,6 +72,14 @@ def gains(num_layers: int, costs: Costs) -> dict[str, float]:
     return {name: base / predicted(form, range(num_layers), costs) for name, form in FORMS.items()}
 
 
+def told(num_layers: int, costs: Costs) -> str:
+    """A line for a log: what each form that answers is predicted to gain, and which is the fastest here."""
+    found = gains(num_layers, costs)
+    best = [name for start, name in fastest(num_layers, costs) if start <= costs.all_reduce_s][-1]
+    listed = ", ".join(f"{name} {found[name]:.2f}" for name in (*ANSWERING[1:], "upper-bound"))
+    return f"predicted times faster than standard: {listed}; fastest: {best}"
+
+
 def crossings(first: Residual, second: Residual, num_layers: int, costs: Costs) -> tuple[float, ...]:
     """The all-reduce times at which two forms change places, ascending; `costs.all_reduce_s` is not read.
 

@@ -23,7 +23,7 @@ from models.errors import BackendError, InputError
 from models.lm.residual import Residual
 from models.parallel.delayed import Delayed
 from models.parallel.group import Group, join_group
-from models.parallel.latency import FORMS, Costs, Link, predicted
+from models.parallel.latency import Costs, Link, predicted
 from models.parallel.model import ShardedModel
 from models.parallel.passes import AllReduce, Pass, Spent, Watched
 from models.parallel.recorded import Recorded
@@ -112,7 +112,7 @@ def _measured(group: Group, trial: Trial, has_p2p: bool | None) -> Iterator[Meas
                 has_p2p=has_p2p,
                 best_s=best.total_s,
                 median_s=median(map(_total, spent[name])),
-                predicted_s=predicted(FORMS[name], range(trial.config.num_hidden_layers), costs),
+                predicted_s=predicted(trial.residual(name), range(trial.config.num_hidden_layers), costs),
                 costs=costs,
                 num_all_reduces=best.num_all_reduces,
                 num_bytes=best.num_bytes,
@@ -151,9 +151,8 @@ def _models(trial: Trial, group: Recorded) -> dict[str, Watched]:
     weights = ShardedModel(replace(trial.config, residual=Residual()), group).to(trial.device, dtype).state_dict()
     models = {}
     for name in dict.fromkeys((_BARE, *trial.forms)):
-        residual = replace(FORMS[name], num_ranks=trial.num_ranks, is_trained=False)
         with torch.device("meta"):
-            model = ShardedModel(replace(trial.config, residual=residual), group)
+            model = ShardedModel(replace(trial.config, residual=trial.residual(name)), group)
         model.load_state_dict(weights, strict=False, assign=True)
         models[name] = Watched(model.to(trial.device).eval(), group, trial.device, trial.module_s)
     return models

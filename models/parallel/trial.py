@@ -1,10 +1,11 @@
 """What a timing of residual forms is asked and what it answers. Knows no process and measures nothing."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from models.errors import InputError
 from models.lm.config import LMConfig
+from models.lm.residual import Residual, checked_for, parse_form
 from models.parallel.latency import FORMS, Costs
 
 Phase: TypeAlias = Literal["prefill", "decode"]
@@ -37,9 +38,10 @@ class Trial:
     def __post_init__(self) -> None:
         if not 1 <= self.num_ranks <= _MAX_RANKS:
             raise InputError(f"{self.num_ranks} ranks; from 1 to {_MAX_RANKS} can be timed")
-        unknown = [name for name in self.forms if name not in FORMS]
-        if unknown or not self.forms:
-            raise InputError(f"forms {unknown or 'of no name'} cannot be timed; name some of {', '.join(FORMS)}")
+        if not self.forms:
+            raise InputError(f"no form is named to be timed; name some of {', '.join(FORMS)}")
+        for name in self.forms:
+            self.residual(name)
         for name, values in (
             ("rows", self.rows),
             ("prompt tokens", (self.prompt_tokens,)),
@@ -56,6 +58,15 @@ class Trial:
             raise InputError(
                 f"{self.prompt_tokens} prompt tokens and one more do not fit into the model's {self.config.max_length}"
             )
+
+    def residual(self, name: str) -> Residual:
+        """The form of that name: one of FORMS, or a ladder's such as ladder:6-11. Raises FathomError."""
+        if name in FORMS:
+            return replace(FORMS[name], num_ranks=self.num_ranks, is_trained=False)
+        found = checked_for(parse_form(name), self.config.num_hidden_layers)
+        if found.form != "ladder":
+            raise InputError(f"form {name!r} cannot be timed; name some of {', '.join(FORMS)}, or a hybrid ladder:6-11")
+        return replace(found, is_trained=False)
 
 
 @dataclass(frozen=True, slots=True)

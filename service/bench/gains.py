@@ -19,6 +19,7 @@ _COLOURS = {
     "desync-4x": "#68d391",
     "upper-bound": "#1a202c",
 }
+_HYBRID = "#63b3ed"
 
 
 def draw(found: Sequence[Measured], title: str, path: Path) -> None:
@@ -48,7 +49,8 @@ def _draw(axes: Any, found: Sequence[Measured], is_sweep: bool) -> None:
             if one.form == name and (both := gain(one, together))
         ]
         at, measured, predicted = zip(*points, strict=True) if points else ((), (), ())
-        axes.plot(at, predicted, color=_COLOURS[name], linestyle="--", linewidth=1)
-        axes.plot(at, measured, color=_COLOURS[name], marker=".", linestyle="", label=name)
+        colour = _COLOURS.get(name, _HYBRID)
+        axes.plot(at, predicted, color=colour, linestyle="--", linewidth=1)
+        axes.plot(at, measured, color=colour, marker=".", linestyle="", label=name)
     axes.set_xlabel("all-reduce, ms" if is_sweep else "rows")
     axes.set_ylabel("times faster than standard")

@@ -16,6 +16,7 @@ from models.parallel.latency import (
     gains,
     num_all_reduces,
     predicted,
+    told,
 )
 from models.parallel.timeline import Launch, Run, Wait, interleaved, schedule, simulate
 
@@ -193,6 +194,16 @@ def test_published_decode_times_are_reproduced(
     costs = Costs(module, module, all_reduce_us * 1e-6, overhead_s=5.2e-6)
     assert 1000 * predicted(LADDER, range(num_layers), costs) == pytest.approx(ladder, rel=0.03)
     assert 1000 * predicted(FORMS["desync-2x"], range(num_layers), costs) == pytest.approx(desync, rel=0.03)
+
+
+def test_gains_are_told_in_a_line() -> None:
+    us = 1e-6
+    assert told(80, Costs(27 * us, 63 * us, 60 * us, 5.5 * us)) == (
+        "predicted times faster than standard: parallel 1.40, ladder 1.56, upper-bound 2.33; fastest: ladder"
+    )
+    assert told(80, Costs(27 * us, 63 * us, 8 * us, 5.5 * us)).endswith(
+        "ladder 1.05, upper-bound 1.18; fastest: parallel"
+    )
 
 
 def test_link_takes_its_start_and_its_bytes() -> None:

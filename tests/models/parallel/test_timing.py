@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from models.errors import BackendError, InputError
+from models.errors import BackendError, FathomError, InputError
 from models.lm.config import LMConfig
 from models.parallel.latency import FORMS, num_all_reduces
 from models.parallel.timing import devices, measure
@@ -98,7 +98,9 @@ def test_rank_that_fails_is_told() -> None:
     [
         ({"num_ranks": 0}, "0 ranks"),
         ({"forms": ("standard", "spiral")}, "'spiral'"),
-        ({"forms": ()}, "no name"),
+        ({"forms": ()}, "no form"),
+        ({"forms": ("desync-2x@4",)}, "desync-2x@4"),
+        ({"forms": ("ladder:7",)}, "7"),
         ({"rows": (1, 0)}, "rows are"),
         ({"repeats": 0}, "repeats"),
         ({"latencies_s": (11.0,)}, "11000"),
@@ -108,7 +110,7 @@ def test_rank_that_fails_is_told() -> None:
     ],
 )
 def test_trial_that_makes_no_sense_is_refused(fields: dict[str, object], message: str) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(FathomError, match=message):
         Trial(CONFIG, **{"prompt_tokens": 8, **fields})  # type: ignore[arg-type]
 
 

@@ -21,6 +21,7 @@ from service.bench.forms import as_json, by_load, gain, tables
 PAGE = Path(__file__).parents[3] / "docs/tensor-parallel.md"
 Run = Callable[..., tuple[int, str, str]]
 TRIAL = Trial(LMConfig(64, 32, 64, 2, 2, 2, 64), prompt_tokens=8, has_p2p=(True, False))
+NAMES = (*FORMS, "ladder:1")
 STANDARD = Measured(
     form="standard",
     phase="decode",
@@ -59,15 +60,15 @@ def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 def test_forms_of_a_checkpoint_are_timed_told_written_and_drawn(bench: Run, tmp_path: Path) -> None:
     file, picture = tmp_path / "numbers.json", tmp_path / "figure.png"
     TRIAL.config.write(tmp_path)
-    sizes = ("--ranks", 1, "--prompt-tokens", 4, "--repeats", 1, "--rows", "1,2")
+    sizes = ("--ranks", 1, "--forms", ",".join(NAMES), "--prompt-tokens", 4, "--repeats", 1, "--rows", "1,2")
     code, out, errors = bench(tmp_path, *sizes, "--device", "cpu", "--json", file, "--plot", picture)
     assert code == 0, errors
     assert "1 rank on cpu, 2 layers of 32" in out
     assert "no P2P to switch off" in out
-    for name in FORMS:
+    for name in NAMES:
         assert len(re.findall(rf"^ +{name} ", out, re.MULTILINE)) == 4
     measured = json.loads(file.read_text())["measured"]
-    assert [(one["phase"], one["rows"]) for one in measured[:: len(FORMS)]] == [
+    assert [(one["phase"], one["rows"]) for one in measured[:: len(NAMES)]] == [
         *(("prefill", 1), ("prefill", 2)),
         *(("decode", 1), ("decode", 2)),
     ]
@@ -103,7 +104,8 @@ def test_table_names_the_load_and_stays_narrow() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--forms", "spiral"), ("'spiral'", "desync-4x")),
+        (("--forms", "spiral"), ("'spiral'", "desync-2x@4")),
+        (("--forms", "ladder:12"), ("ladder:12", "0 to 11")),
         (("--rows", "1,x"), ("--rows", "1,x")),
         (("--rows", "0"), ("rows", "0")),
         (("--phases", "both"), ("--phases", "both")),
@@ -135,8 +137,8 @@ def test_model_without_layers_to_time_is_refused(bench: Run, tmp_path: Path) -> 
 
 
 def blank(text: str) -> list[str]:
-    """Words of a table, whatever its numbers and spaces are."""
-    return re.sub(r"[+-]?\d[\d.]*", "#", text).split()
+    """Words of a table, whatever its numbers, spaces and lines are."""
+    return re.sub(r"[+-]?\d[\d.]*", "#", text.replace("─", "")).split()
 
 
 def test_page_about_forms_prints_what_it_says(bench: Run, capsys: pytest.CaptureFixture[str]) -> None:
