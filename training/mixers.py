@@ -22,8 +22,8 @@ from training.tasks.rings import Rings
 from training.tasks.task import Task
 
 _SPARSE_STEPS, _REWIRE_EVERY, _REWIRED_PART = 2000, 100, 0.1
-# Of the others' learning rate, that of the gates and squares of quadratic neurons.
-_QUADRATIC_RATE = 0.1
+# The learning rate on the rings, and the part of it that gates and squares of quadratic neurons have.
+_RINGS_RATE, _QUADRATIC_PART = 1e-2, 0.1
 
 
 def _is_as_good(model: nn.Module, baseline: nn.Module, task: Task) -> tuple[bool, str]:
@@ -77,9 +77,10 @@ def _relinear(model: nn.Module) -> torch.optim.Optimizer:
     """ReLinear by shrunken gradients: quadratic parameters learn more slowly than the others."""
     slow = list(quadratic_parameters(model))
     fast = [parameter for parameter in model.parameters() if all(parameter is not other for other in slow)]
-    rate = 1e-2
-    groups = [{"params": fast}, *([{"params": slow, "lr": rate * _QUADRATIC_RATE}] if slow else [])]
-    return torch.optim.AdamW(groups, lr=rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(fast, lr=_RINGS_RATE, weight_decay=0.0)
+    if slow:
+        optimizer.add_param_group({"params": slow, "lr": _RINGS_RATE * _QUADRATIC_PART})
+    return optimizer
 
 
 RECIPES = {

@@ -14,7 +14,7 @@ from models.layered import TensorStack
 
 @dataclass(frozen=True, slots=True)
 class FlatConfig:
-    """Sizes of an MLP over flat rows; `input_shift` and `input_scale` bring raw inputs to about zero mean, unit range."""
+    """Sizes of an MLP over flat rows; `input_shift` and `input_scale` bring inputs to about zero mean, unit range."""
 
     num_features: int = 64
     num_classes: int = 10

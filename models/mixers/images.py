@@ -15,7 +15,7 @@ from models.layered import TensorStack
 
 @dataclass(frozen=True, slots=True)
 class ImageConfig:
-    """Sizes of a mixer of square images; `input_shift` and `input_scale` bring raw pixels to about zero mean, unit range.
+    """Sizes of a mixer of square images; `input_shift` and `input_scale` bring pixels to zero mean, unit range, about.
 
     Raises ArtifactError where patches do not fill the image.
     """

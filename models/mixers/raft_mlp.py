@@ -59,7 +59,7 @@ class RaftMixing(nn.Module):
 
     def mix(self, hidden: Tensor) -> Tensor:
         """[B, H, W, D] -> [B, H, W, D]; the r * H numbers of a column and a raft are one vector."""
-        rafts = hidden.unflatten(3, (self.raft_size, -1))  # [B, H, W, r, D/r]
+        rafts = hidden.reshape(*hidden.shape[:3], self.raft_size, -1)  # [B, H, W, r, D/r]
         columns = rafts.permute(0, 4, 2, 3, 1).flatten(3)  # [B, D/r, W, r*H]
         mixed: Tensor = self.mlp(columns).unflatten(3, (self.raft_size, -1))
         return mixed.permute(0, 4, 2, 3, 1).flatten(3)
@@ -112,14 +112,14 @@ class RaftMLP(ImageStack):
 
     def resized(self, image_size: int) -> "RaftMLP":
         """The same network for square images of another size; raises ArtifactError where patches do not fill them."""
-        config = replace(self.config, image_size=image_size)
-        model = RaftMLP(config).to(self.layers[0].norm.weight)
-        there = interpolation(config.grid_size, self.config.grid_size).to(self.layers[0].norm.weight)
-        back = interpolation(self.config.grid_size, config.grid_size).to(there)
+        config, kept = replace(self.config, image_size=image_size), next(self.parameters())
+        there = interpolation(config.grid_size, self.config.grid_size).to(kept)
+        back = interpolation(self.config.grid_size, config.grid_size).to(kept)
         tensors = dict(self.state_dict())
         for name, module in self.named_modules():
             if isinstance(module, RaftMixing):
                 tensors |= _resized_mixing(module, f"{name}.mlp", there, back)
+        model = RaftMLP(config).to(kept.device, kept.dtype)
         model.load_state_dict(tensors)
         return model.train(self.training)
 
@@ -135,9 +135,10 @@ def _resized_mixing(mixing: RaftMixing, name: str, there: Tensor, back: Tensor) 
 
     there [trained places, places], back [places, trained places].
     """
-    raft, down = mixing.raft_size, mixing.mlp.down
+    raft, up, down = mixing.raft_size, mixing.mlp.up.weight.detach(), mixing.mlp.down.weight.detach()
+    bias = mixing.mlp.down.bias.detach().view(raft, -1)
     return {
-        f"{name}.up.weight": (mixing.mlp.up.weight.detach().unflatten(1, (raft, -1)) @ there).flatten(1),
-        f"{name}.down.weight": (back @ down.weight.detach().unflatten(0, (raft, -1))).flatten(0, 1),
-        f"{name}.down.bias": (down.bias.detach().unflatten(0, (raft, -1)) @ back.T).flatten(),
+        f"{name}.up.weight": (up.view(len(up), raft, -1) @ there).flatten(1),
+        f"{name}.down.weight": (back @ down.view(raft, -1, len(up))).flatten(0, 1),
+        f"{name}.down.bias": (bias @ back.T).flatten(),
     }

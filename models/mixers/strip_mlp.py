@@ -61,8 +61,8 @@ class StripLayer(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[B, strips, tokens, D] -> the same; channels c and c + num_groups share their weights."""
-        _, _, tokens, _ = hidden.shape
-        strips = hidden.unflatten(3, (-1, self.num_groups))  # [B, S, L, D/G, G]
+        *outer, tokens, _ = hidden.shape
+        strips = hidden.reshape(*outer, tokens, -1, self.num_groups)  # [B, S, L, D/G, G]
         strips = strips.permute(0, 4, 2, 3, 1).flatten(1, 2)  # [B, G*L, D/G, S]
         mixed: Tensor = self.mix(strips).unflatten(1, (self.num_groups, tokens))
         return mixed.permute(0, 4, 2, 3, 1).flatten(3)
@@ -121,7 +121,8 @@ class LocalStripMixing(nn.Module):
         branches = torch.stack((self.high(images), self.wide(images), images), 2)  # [B, D/2, 3, H, W]
         pooled = branches.sum(2).mean((2, 3))
         weights = self.weigh(F.gelu(self.squeeze(pooled))).unflatten(1, (-1, 3)).softmax(2)  # [B, D/2, 3]
-        return (branches * weights[..., None, None]).sum(2).permute(0, 2, 3, 1)
+        mixed: Tensor = (branches * weights[..., None, None]).sum(2)
+        return mixed.permute(0, 2, 3, 1)
 
 
 class TokenMixing(nn.Module):
