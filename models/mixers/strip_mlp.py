@@ -51,7 +51,7 @@ class StripMLPConfig(ImageConfig):
 
 
 class StripLayer(nn.Module):
-    """The tokens of each strip from those of the strip and of its neighbours (section 3)."""
+    """The tokens of each strip from those of the strip and of its neighbours."""
 
     def __init__(self, num_groups: int, strip_length: int, strip_width: int) -> None:
         super().__init__()

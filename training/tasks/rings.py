@@ -16,7 +16,7 @@ _HELDOUT_ROWS, _HELDOUT_SEED = 2000, 1_000_003
 class Rings:
     """inputs [N, 2] float32, targets [N] int64; the rings have the radii 1/4, 2/4, 3/4 and 1.
 
-    blur: the standard deviation of the radius. With 0.06, nobody can be right for more than about 97 of 100 points.
+    blur: the standard deviation of the radius. With 0.06, nobody can be right for more than 97.2 % of all points.
     """
 
     num_rings: int = 4

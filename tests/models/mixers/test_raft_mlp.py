@@ -1,9 +1,12 @@
 """RaftMLP: what a raft joins, what that saves, and images of another size."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn import functional as F
 
+from models import catalogue
 from models.errors import ArtifactError
 from models.layered import num_parameters
 from models.mixers.mlp_mixer import MLPMixer, MLPMixerConfig
@@ -76,6 +79,13 @@ def test_interpolation_is_bicubic() -> None:
 def test_resized_to_its_own_size_is_the_same_network() -> None:
     model, images = made(), torch.rand(3, 1, 8, 8) * 16
     torch.testing.assert_close(model.resized(8)(images), model(images), atol=1e-6, rtol=0)
+
+
+def test_a_resized_network_is_a_checkpoint_of_its_own(tmp_path: Path) -> None:
+    resized, images = made().resized(12), torch.rand(3, 1, 12, 12) * 16
+    catalogue.save(resized, tmp_path)
+    assert torch.equal(catalogue.load(tmp_path)(images), resized(images))
+    assert resized.inputs[0].shape == (-1, 1, 12, 12)
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:
