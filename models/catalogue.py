@@ -24,6 +24,12 @@ from models.shards import Shards, load_into, refuse_differences
 _PLACES: Mapping[str, str] = {
     "residual_mlp": "models.mixers.residual_mlp:ResidualMLP",
     "hourglass": "models.mixers.hourglass:Hourglass",
+    "raft-mlp": "models.mixers.raft_mlp:RaftMLP",
+    "strip-mlp": "models.mixers.strip_mlp:StripMLP",
+    "scaling-mlp": "models.mixers.scaling_mlp:ScalingMLP",
+    "ninformer": "models.mixers.ninformer:NiNformer",
+    "g2gnet": "models.mixers.g2gnet:G2GNet",
+    "quadratic": "models.mixers.quadratic:Quadratic",
 }
 
 

@@ -74,6 +74,23 @@ def test_bad_input_is_named(inputs: object, said: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ((1, 1, 9, 8), "dimension 2 is 9"),
+        ((1, 1, 8, 16), "dimension 3 is 16"),
+        ((1, 3, 8, 8), "dimension 1 is 3"),
+        ((1, 8, 8), r"shape \[1, 8, 8\]"),
+        ((1, 4, 4, 2, 2), r"shape \[1, 4, 4, 2, 2\]"),
+    ],
+)
+def test_an_image_of_another_grid_is_named(shape: tuple[int, ...], said: str) -> None:
+    """A mixer of patches takes one size of image, whatever else its patches would fill."""
+    images = spec(shape=(-1, 1, 8, 8))
+    with pytest.raises(InputError, match=rf"{said}; the model takes FP32 \['any', 1, 8, 8\]"):
+        read_inputs(np.zeros(shape).tolist(), (images,))
+
+
+@pytest.mark.parametrize(
     ("datatype", "value"),
     [
         ("INT64", 1.0),
