@@ -100,7 +100,12 @@ def _check_heads(config: LMConfig) -> None:
         raise ArtifactError(f"config.json turns {config.rotary_size} numbers of a head; they turn in pairs")
 
 
-_LLAMA_NAMES = {"embed.embed_tokens.": "embed_tokens.", "head.norm.": "norm.", "head.lm_head.": "lm_head."}
+_LLAMA_NAMES = {
+    "embed.embed_tokens.": "embed_tokens.",
+    "head.norm.": "norm.",
+    "head.lm_head.": "lm_head.",
+    ".mlp.act.": ".mlp.act_fn.",
+}
 _QKV = tuple(f".self_attn.{name}_proj." for name in "qkv")
 
 ARCHITECTURES: Mapping[str, Architecture] = {
