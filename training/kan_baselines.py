@@ -22,8 +22,9 @@ class Plain(nn.Module):
 
 
 class ReLUKanLayer(nn.Module):
-    """(relu(x - lo_j) relu(hi_j - x))^2 scaled to at most one, and a weight for each function of each edge
-    (arXiv 2406.02075).
+    """A weight for each function (relu(x - lo_j) relu(hi_j - x))^2 of each edge (ReLU-KAN, arXiv 2406.02075).
+
+    The functions are scaled so that each reaches one.
     """
 
     def __init__(self, num_inputs: int, num_outputs: int, grid: int = 3, order: int = 3) -> None:

@@ -11,6 +11,7 @@ norm before it is left out: bringing to 0..1 undoes it.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -64,8 +65,8 @@ class AFKanStackConfig:
 
     num_features: int = 64
     num_classes: int = 10
-    hidden_size: int = 48
-    num_layers: int = 6
+    hidden_size: int = 40
+    num_layers: int = 4
     grid: int = 3
     order: int = 3
     normalisation: str = "sample"
@@ -114,7 +115,7 @@ class AFKan(Whole):
         self.config = config
         self.units = FixedAffine(config.num_features)
         sizes = (config.num_features, *config.widths, config.num_classes)
-        self.steps = nn.Sequential(*(AFKanLayer(a, b, config) for a, b in zip(sizes, sizes[1:], strict=False)))
+        self.steps = nn.Sequential(*(AFKanLayer(a, b, config) for a, b in pairwise(sizes)))
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Features [B, F] -> logits [B, C]"""

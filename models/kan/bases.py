@@ -53,7 +53,7 @@ FAMILIES: Mapping[str, Callable[[Tensor, int], Tensor]] = {
 
 
 def all_families(x: Tensor, count: int) -> Tensor:
-    """x [...] -> functions of every family [..., families, count]"""
+    """Functions of every family, in their order: x [...] -> [..., families, count]."""
     return torch.stack([family(x, count) for family in FAMILIES.values()], dim=-2)
 
 

@@ -5,6 +5,7 @@ by the layer of S-KAN, whose nodes are the places of the kernel. Each place choo
 """
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +84,7 @@ class SConvKan(Whole):
         self.config = config
         self.units = FixedAffine(1)
         sizes = (config.image_channels, *config.channels)
-        self.convs = nn.Sequential(*(SelectableConv(a, b, config) for a, b in zip(sizes, sizes[1:], strict=False)))
+        self.convs = nn.Sequential(*(SelectableConv(a, b, config) for a, b in pairwise(sizes)))
         places = (config.image_size // config.reduction) ** 2
         self.classes = SelectableLayer(sizes[-1] * places, config.num_classes, config.num_functions, config.is_hard)
 

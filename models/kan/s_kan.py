@@ -6,6 +6,7 @@ choice, then only what was chosen. What is exported and served is the hard form,
 """
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -64,10 +65,7 @@ class SKan(Whole):
         self.units = FixedAffine(config.num_features)
         sizes = (config.num_features, *config.widths, config.num_outputs)
         self.steps = nn.Sequential(
-            *(
-                SelectableLayer(a, b, config.num_functions, config.is_hard)
-                for a, b in zip(sizes, sizes[1:], strict=False)
-            )
+            *(SelectableLayer(a, b, config.num_functions, config.is_hard) for a, b in pairwise(sizes))
         )
         self.answer_units = FixedAffine(config.num_outputs)
 

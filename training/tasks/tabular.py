@@ -22,8 +22,8 @@ _LOADERS: Mapping[Table, Callable[..., Any]] = {
     "diabetes": partial(load_diabetes, scaled=False),
 }
 _DATA: Mapping[Table, str] = {
-    "wine": "the UCI Wine table as scikit-learn ships it (178 rows, 13 features, 3 classes; S. Aeberhard and M. Forina, "
-    "CC BY 4.0); a quarter held out, stratified",
+    "wine": "the UCI Wine table as scikit-learn ships it (178 rows, 13 features, 3 classes; S. Aeberhard and M. "
+    "Forina, CC BY 4.0); a quarter held out, stratified",
     "breast_cancer": "the UCI Breast Cancer Wisconsin (Diagnostic) table as scikit-learn ships it (569 rows, 30 "
     "features, 2 classes; W. Wolberg, O. Mangasarian, N. Street, W. Street, CC BY 4.0); a quarter held out, stratified",
     "diabetes": "the diabetes table of B. Efron et al., Least Angle Regression (2004), as scikit-learn ships it (442 "
