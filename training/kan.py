@@ -1,6 +1,7 @@
 """Recipes of the KANs and of the polynomial activations."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -62,7 +63,7 @@ def _against(
 def _wins_most_fits(model: nn.Module, baseline: nn.Module, task: Task) -> tuple[bool, str]:
     """On how many functions the selected KAN is nearer than the KAN of each family alone."""
     recipe, ours = RECIPES["s-kan"], _unexplained(model, task)
-    singles = {name: train(recipe, lambda name=name: _s_kan(name), name)[0] for name in FAMILIES if name != "bspline"}
+    singles = {name: train(recipe, partial(_s_kan, name), name)[0] for name in FAMILIES if name != "bspline"}
     errors = {"bspline": _unexplained(baseline, task), **{n: _unexplained(m, task) for n, m in singles.items()}}
     wins = {name: int((ours < error).sum()) for name, error in errors.items()}
     best = int((ours < torch.stack(list(errors.values())).amin(dim=0)).sum())
@@ -155,13 +156,13 @@ def _s_conv_kan() -> SConvKan:
 
 def _polycom() -> PolyCom:
     model = PolyCom(PolyComConfig())
-    model.embed.units.set(1 / 8, -1.0)
+    model.units.set(1 / 8, -1.0)
     return model
 
 
 def _polycom_cancer() -> PolyCom:
     model = PolyCom(PolyComConfig(30, 2, 12, 2, 4, "poly_relu"))
-    standard(model.embed.units, Tabular("breast_cancer"))
+    standard(model.units, Tabular("breast_cancer"))
     return model
 
 

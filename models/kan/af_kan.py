@@ -12,6 +12,7 @@ norm before it is left out: bringing to 0..1 undoes it.
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -167,9 +168,7 @@ class AFKanStack(TensorStack):
     @property
     def units(self) -> FixedAffine:
         """What brings raw features to the range of the phases."""
-        units = self.embed[0]
-        assert isinstance(units, FixedAffine)
-        return units
+        return cast("FixedAffine", cast("nn.Sequential", self.embed)[0])
 
     @property
     def unservable(self) -> str:

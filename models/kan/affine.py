@@ -1,7 +1,5 @@
 """Fixed units: features brought to the range a network works in, and its answers back. Nothing here is trained."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +14,7 @@ class FixedAffine(nn.Module):
         self.scale: Tensor
         self.shift: Tensor
 
-    def set(self, scale: float | Sequence[float], shift: float | Sequence[float]) -> None:
+    def set(self, scale: float | Tensor, shift: float | Tensor) -> None:
         """One number for all of the last dimension, or one for each."""
         self.scale.copy_(torch.as_tensor(scale))
         self.shift.copy_(torch.as_tensor(shift))

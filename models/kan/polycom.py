@@ -5,6 +5,7 @@ activations are options of language models: `hidden_act` "poly_norm" or "poly_re
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -103,6 +104,11 @@ class PolyCom(TensorStack):
         self.embed = Projection(config)
         self.layers = nn.ModuleList(PolyComBlock(config) for _ in range(config.num_layers))
         self.head = Classifier(config)
+
+    @property
+    def units(self) -> FixedAffine:
+        """What brings raw features to about zero mean, unit range."""
+        return cast("Projection", self.embed).units
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

@@ -27,7 +27,8 @@ class PolyReLU(nn.Module):
         """[..., F] -> [..., F]"""
         x = F.relu(x)
         cube, square, line = self.weight
-        return cube * (x * x * x) + square * (x * x) + line * x + self.bias
+        made: Tensor = cube * (x * x * x) + square * (x * x) + line * x + self.bias
+        return made
 
 
 class PolyNorm(nn.Module):
@@ -41,7 +42,8 @@ class PolyNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., F] -> [..., F]"""
         cube, square, line = self.weight
-        return cube * _normal(x * x * x) + square * _normal(x * x) + line * _normal(x) + self.bias
+        made: Tensor = cube * _normal(x * x * x) + square * _normal(x * x) + line * _normal(x) + self.bias
+        return made
 
 
 # By the name in a config.json (hidden_act).

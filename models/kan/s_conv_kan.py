@@ -45,7 +45,7 @@ class SConvKanConfig:
     @property
     def reduction(self) -> int:
         """How much smaller the image is after all convolutions, in each direction."""
-        return _STRIDE ** len(self.channels)
+        return int(_STRIDE ** len(self.channels))
 
 
 class SelectableConv(nn.Module):
