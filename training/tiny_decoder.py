@@ -14,7 +14,7 @@ from training.arith.batches import Batch, Mixture, collate, parts_of_step
 from training.arith.problems import FAMILIES, FAMILY, sample
 from training.arith.tokenizer import CHARACTERS
 
-_STEPS, _BATCH, _RATE, _HELD = 400, 64, 3e-3, 512
+_STEPS, _BATCH, _RATE, _HELD = 250, 64, 3e-3, 512
 
 
 def heldout_loss(activation: str, seed: int = 0) -> float:
