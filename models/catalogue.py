@@ -30,6 +30,11 @@ _PLACES: Mapping[str, str] = {
     "ninformer": "models.mixers.ninformer:NiNformer",
     "g2gnet": "models.mixers.g2gnet:G2GNet",
     "quadratic": "models.mixers.quadratic:Quadratic",
+    "af-kan": "models.kan.af_kan:AFKan",
+    "af-kan-stack": "models.kan.af_kan:AFKanStack",
+    "s-kan": "models.kan.s_kan:SKan",
+    "s-conv-kan": "models.kan.s_conv_kan:SConvKan",
+    "polycom": "models.kan.polycom:PolyCom",
 }
 
 
@@ -105,9 +110,14 @@ def find(name: str) -> type[Architecture]:
 
 
 def specs_of(model: LayeredModel) -> tuple[TensorSpec, TensorSpec] | None:
-    """What goes into and comes out of a model of the catalogue; None for another one."""
+    """What goes into and comes out of a model of the catalogue; None for another one.
+
+    Raises ArtifactError for a form that is for training alone.
+    """
     if not isinstance(model, tuple(map(find, _PLACES))):
         return None
+    if model.unservable:
+        raise ArtifactError(f"{type(model).__name__} cannot be exported: {model.unservable}")
     (given,), (made,) = cast("Architecture", model).inputs, cast("Architecture", model).outputs
     return given, made
 

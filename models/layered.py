@@ -31,6 +31,11 @@ class LayeredModel(nn.Module):
     layers: nn.ModuleList
     head: nn.Module
 
+    @property
+    def unservable(self) -> str:
+        """Why this form is for training alone, as a sentence that says what to do; empty where it can be served."""
+        return ""
+
     def along(self, inputs: Mapping[str, Tensor], chain: Chain) -> Tensor:
         """Outputs of a plain loop along `chain`, nothing cached: [B, C], or [B, S, V] logits of a language model."""
         raise NotImplementedError

@@ -130,7 +130,12 @@ def _check_form(config: LMConfig) -> None:
         raise ArtifactError(f"residual form {residual.text} is not defined for {', '.join(names)}; use another form")
 
 
-_LLAMA_NAMES = {"embed.embed_tokens.": "embed_tokens.", "head.norm.": "norm.", "head.lm_head.": "lm_head."}
+_LLAMA_NAMES = {
+    "embed.embed_tokens.": "embed_tokens.",
+    "head.norm.": "norm.",
+    "head.lm_head.": "lm_head.",
+    ".mlp.act.": ".mlp.act_fn.",
+}
 _QKV = tuple(f".self_attn.{name}_proj." for name in "qkv")
 
 ARCHITECTURES: Mapping[str, Architecture] = {

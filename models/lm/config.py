@@ -129,7 +129,7 @@ class LMConfig:
             "eos_token_id": self.eos_token_id,
             "pad_token_id": self.pad_token_id,
             "head_dim": self.head_size,
-            "hidden_act": "silu",
+            "hidden_act": self.activation,
             "attention_bias": False,
             "mlp_bias": False,
             "tie_word_embeddings": False,
@@ -154,5 +154,6 @@ def _plain(config: LMConfig) -> LMConfig:
         eos_token_id=config.eos_token_id,
         pad_token_id=config.pad_token_id,
         head_dim=config.head_dim,
+        activation=config.activation,
         residual=config.residual,
     )

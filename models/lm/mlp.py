@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.errors import ArtifactError
+from models.kan.polynomials import POLYNOMIALS
 from models.lm.config import ExpertsConfig, LMConfig
 from models.lm.linear import make_linear
 
@@ -38,12 +39,21 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
     return _ACTIVATIONS[name]
 
 
+def make_activation(name: str) -> Callable[[Tensor], Tensor]:
+    """The function of that name, or a learned one with weights of its own (PolyCom). Raises ArtifactError."""
+    if name not in {*_ACTIVATIONS, *POLYNOMIALS}:
+        raise ArtifactError(
+            f"config.json says the activation is {name!r}; known are {sorted({*_ACTIVATIONS, *POLYNOMIALS})}"
+        )
+    return POLYNOMIALS[name]() if name in POLYNOMIALS else _ACTIVATIONS[name]
+
+
 class MLP(nn.Module):
     """Up, activation, down (GPT-2)."""
 
     def __init__(self, config: LMConfig) -> None:
         super().__init__()
-        self.act = activation(config.activation)
+        self.act = make_activation(config.activation)
         self.up_proj = make_linear(config, config.hidden_size, config.intermediate_size, config.mlp_bias)
         self.down_proj = make_linear(config, config.intermediate_size, config.hidden_size, config.mlp_bias)
 
@@ -59,7 +69,7 @@ class GatedMLP(nn.Module):
     def __init__(self, config: LMConfig, size: int | None = None) -> None:
         super().__init__()
         size = size or config.intermediate_size
-        self.act = activation(config.activation)
+        self.act = make_activation(config.activation)
         self.gate_proj = make_linear(config, config.hidden_size, size, config.mlp_bias)
         self.up_proj = make_linear(config, config.hidden_size, size, config.mlp_bias)
         self.down_proj = make_linear(config, size, config.hidden_size, config.mlp_bias)
@@ -76,7 +86,7 @@ class Experts(nn.Module):
     def __init__(self, config: LMConfig, experts: ExpertsConfig) -> None:
         super().__init__()
         width, size = config.hidden_size, experts.intermediate_size
-        self.act = activation(config.activation)
+        self.act = make_activation(config.activation)
         self.per_token, self.has_normal_weights = experts.per_token, experts.has_normal_weights
         self.gate = nn.Linear(width, experts.count, bias=False)
         self.gate_up_proj = nn.Parameter(torch.normal(0.0, width**-0.5, (experts.count, 2 * size, width)))

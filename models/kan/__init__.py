@@ -1,0 +1,1 @@
+"""Kolmogorov-Arnold networks and learned activations."""
