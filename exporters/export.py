@@ -18,7 +18,7 @@ from exporters import precision
 from exporters.describe_encoder import TOKENIZER, encoder_spec
 from exporters.forms import Report, write_forms
 from exporters.heldout import MAX_LOSS, read_heldout
-from exporters.parts import Parts, row_cost, visit_cost
+from exporters.parts import Part, Parts, row_cost, step_cost, visit_cost
 from exporters.passes.rewrite import OURS
 from exporters.publish import Exported, file_records, new_version
 from exporters.split import split
@@ -80,6 +80,7 @@ def export_checkpoint(
             layers=_layers(model, parts),
             language=language,
             encoder=encoder,
+            sequence=parts.sequence,
             **_classes(model, checkpoint),
             forms=forms,
             files=file_records(folder),
@@ -110,11 +111,18 @@ def parse_formats(text: str) -> tuple[Format, ...]:
 
 def _layers(model: LayeredModel, parts: Parts) -> LayersSpec | None:
     """None for a network that is served whole."""
-    is_per_token = parts.cached or parts.text_sizes is not None
-    cost = tuple(visit_cost(part.module) if is_per_token else row_cost(part) for part in parts.layers)
-    if not cost:
+    if not parts.layers:
         return None
+    cost = tuple(_visit_cost(parts, part) for part in parts.layers)
     return LayersSpec(count=len(cost), residual_form=model.residual_form, cost=cost)
+
+
+def _visit_cost(parts: Parts, layer: Part) -> int:
+    """Of one row; of texts and sequences one token, one step."""
+    if parts.sequence:
+        return step_cost(layer)
+    is_per_token = parts.cached or parts.text_sizes is not None
+    return visit_cost(layer.module) if is_per_token else row_cost(layer)
 
 
 def _classes(model: LayeredModel, checkpoint: Path) -> dict[str, Any]:

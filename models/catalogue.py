@@ -24,6 +24,7 @@ from models.shards import Shards, load_into, refuse_differences
 _PLACES: Mapping[str, str] = {
     "residual_mlp": "models.mixers.residual_mlp:ResidualMLP",
     "hourglass": "models.mixers.hourglass:Hourglass",
+    "gla": "models.recurrent.gla:GLA",
 }
 
 
