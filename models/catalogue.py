@@ -25,6 +25,11 @@ _PLACES: Mapping[str, str] = {
     "residual_mlp": "models.mixers.residual_mlp:ResidualMLP",
     "hourglass": "models.mixers.hourglass:Hourglass",
     "gla": "models.recurrent.gla:GLA",
+    "lssl": "models.recurrent.lssl:LSSL",
+    "aaren": "models.recurrent.aaren:Aaren",
+    "tcnca": "models.recurrent.tcnca:TCNCA",
+    "delta-net": "models.recurrent.delta_net:DeltaNet",
+    "diagonal": "models.recurrent.diagonal:Diagonal",
 }
 
 

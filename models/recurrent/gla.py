@@ -6,6 +6,7 @@ a loop over steps, of one product over all pairs of steps, and of chunks that ha
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -46,8 +47,8 @@ class GLAConfig:
 def recurrent(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
     """Step by step, the plain reference (section 4.1).
 
-    q, k, log_decay [B, H, T, K], v [B, H, T, V], memory [B, H, K, V]. Returns what is read [B, H, T, V], and the memory after
-    the last step.
+    q, k, log_decay [B, H, T, K], v [B, H, T, V], memory [B, H, K, V]. Returns what is read [B, H, T, V], and the
+    memory after the last step.
     """
     read = []
     for t in range(q.shape[2]):
@@ -75,7 +76,7 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, memory: Tensor, 
     num_steps = q.shape[2]
     # Steps that add nothing and decay nothing fill up the last chunk.
     q, k, v, log_decay = (
-        F.pad(tensor, (0, 0, 0, -num_steps % size)).unflatten(2, (-1, size)) for tensor in (q, k, v, log_decay)
+        torch.unflatten(F.pad(tensor, (0, 0, 0, -num_steps % size)), 2, (-1, size)) for tensor in (q, k, v, log_decay)
     )  # [B, H, N, size, .]
     nothing = memory.new_zeros(()).expand(*k.shape[:3], *memory.shape[2:])
     within, added = parallel(q, k, v, log_decay, nothing)
@@ -113,7 +114,7 @@ class GatedLinearAttention(nn.Module):
 
     def split(self, joined: Tensor) -> Tensor:
         """[B, T, H * K] -> [B, H, T, K]"""
-        return joined.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return torch.unflatten(joined, -1, (self.num_heads, -1)).transpose(1, 2)
 
     def join(self, read: Tensor, hidden: Tensor) -> Tensor:
         """[B, H, T, V] -> [B, T, D]: a norm for each head, a swish gate."""
@@ -136,6 +137,15 @@ class GLABlock(nn.Module):
         q, k, v, log_decay = self.attention.project(normed)
         read, after = parallel(q, k, v, log_decay, memory)
         return self.feed_forward(hidden + self.attention.join(read, normed)), after
+
+    def over(self, hidden: Tensor, size: int) -> Tensor:
+        """All steps [B, T, D] from the first on, in chunks of `size` at once."""
+        normed = self.norm(hidden)
+        q, k, v, log_decay = self.attention.project(normed)
+        empty = q.new_zeros(q.shape[0], q.shape[1], q.shape[3], v.shape[3])
+        read, _ = chunked(q, k, v, log_decay, empty, size)
+        updated: Tensor = self.feed_forward(hidden + self.attention.join(read, normed))
+        return updated
 
 
 class GLA(SequenceStack):
@@ -164,11 +174,8 @@ class GLA(SequenceStack):
     def forward(self, *inputs: Tensor) -> Tensor:
         """As `along` the full chain, every layer over all chunks at once: faster on many steps."""
         hidden = self.embed(inputs[0])
-        (empty,) = self.empty_state(len(hidden))
         for layer in self.layers:
-            normed = layer.norm(hidden)
-            read, _ = chunked(*layer.attention.project(normed), empty, self.max_chunk)
-            hidden = layer.feed_forward(hidden + layer.attention.join(read, normed))
+            hidden = cast("GLABlock", layer).over(hidden, self.max_chunk)
         outputs: Tensor = self.head(hidden)
         return outputs
 
