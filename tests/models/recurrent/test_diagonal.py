@@ -52,13 +52,13 @@ def test_old_range_keeps_order() -> None:
     assert bool((high[:, ::2] <= low[:, ::2]).all())
     # Of 1s alone it converges, where parity alternates.
     levels = walked(factors[0, :1, 0].expand(1600).double(), torch.ones(1600, dtype=torch.float64))
-    assert bool((levels.diff() >= 0).all())
+    assert bool((levels.diff() >= -1e-12).all())
 
 
 def test_factors_stay_in_their_range() -> None:
     for is_signed, smallest in ((True, -1.0), (False, 0.0)):
         torch.manual_seed(0)
-        factors = Diagonal(DiagonalConfig(is_signed=is_signed)).layers[0].factors(100 * torch.randn(2, 9, 32))  # type: ignore[operator,union-attr]
+        factors = Diagonal(DiagonalConfig(is_signed=is_signed)).layers[0].factors(100 * torch.randn(2, 9, 32)).detach()  # type: ignore[operator,union-attr]
         assert smallest <= float(factors.min()) < smallest + 0.1
         assert float(factors.max()) <= 1.0
 

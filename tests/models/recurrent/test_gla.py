@@ -67,6 +67,14 @@ def test_no_answer_looks_ahead(model: GLA) -> None:
         check_no_look_ahead(model)
 
 
+def test_model_that_learns_gives_the_same_answers(model: GLA) -> None:
+    steps = torch.randint(11, (2, 20), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        wanted, found = model(steps), model.train()(steps)
+    model.eval()
+    assert torch.allclose(found, wanted, rtol=0, atol=1e-12)
+
+
 def test_ungated_model_does_not_fade() -> None:
     torch.manual_seed(0)
     layer = GLA(GLAConfig(hidden_size=16, num_heads=2, is_gated=False)).layers[0]
