@@ -59,6 +59,15 @@ def test_inverse_of_sixteen_updates_is_exact() -> None:
     assert torch.allclose(product, torch.eye(16, dtype=torch.float64), atol=1e-12)
 
 
+def test_keys_that_are_alike_cost_no_precision() -> None:
+    random = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 1, 16, 4, generator=random) for _ in range(3))
+    k = torch.nn.functional.normalize(k[:, :, :1] + 0.01 * k, dim=-1)
+    rate, memory = 1.9 + 0.1 * torch.rand(1, 1, 16, generator=random), torch.zeros(1, 1, 4, 4)
+    for ours, theirs in zip(parallel(q, k, v, rate, memory), recurrent(q, k, v, rate, memory), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-4)
+
+
 def test_eigenvalue_of_minus_one_is_parity() -> None:
     # Along the one key, rate 2 turns the memory round: m becomes 2 v - m, which with v = 1/2 is 1 - m.
     given = bits(1600)
