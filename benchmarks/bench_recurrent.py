@@ -22,7 +22,7 @@ from models.recurrent.gla import GLA, GLAConfig, chunked, recurrent
 from models.recurrent.lssl import LSSL, LSSLConfig
 
 CONTEXTS, ROUNDS, STEPS = (1_024, 16_384), 60, 20
-TOKENS, CHUNK = 4_096, 16
+TOKENS, CHUNK = 4_096, 8
 
 States = list[tuple[Tensor, ...]]
 

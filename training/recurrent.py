@@ -122,8 +122,8 @@ RECIPES = {
     ),
     "lssl": Recipe(
         model=lambda: LSSL(_REMEMBERING),
-        baseline=lambda: GRU(1, 94, 10, _REMEMBERING.input_scale),
-        baseline_name="GRU, one layer of 94",
+        baseline=lambda: GRU(1, 86, 10, _REMEMBERING.input_scale),
+        baseline_name="GRU, one layer of 86",
         task=_DIGITS,
         steps=700,
         learning_rate=4e-3,

@@ -81,7 +81,7 @@ class DiagonalBlock(nn.Module):
 
     def factors(self, normed: Tensor) -> Tensor:
         """[B, T, D] -> a [B, T, D]"""
-        factors = self.factor(normed).sigmoid()
+        factors: Tensor = self.factor(normed).sigmoid()
         return 2.0 * factors - 1.0 if self.is_signed else factors
 
 

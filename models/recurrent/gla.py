@@ -72,7 +72,7 @@ def parallel(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, memory: Tensor)
 
 
 def chunked(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, memory: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Any number of steps, all chunks of `size` at once but for the memory handed on (section 4.2); as `recurrent`."""
+    """Any number of steps, all chunks of `size` at once (section 4.2); as `recurrent`."""
     num_steps = q.shape[2]
     # Steps that add nothing and decay nothing fill up the last chunk.
     q, k, v, log_decay = (
@@ -81,12 +81,23 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, memory: Tensor, 
     nothing = memory.new_zeros(()).expand(*k.shape[:3], *memory.shape[2:])
     within, added = parallel(q, k, v, log_decay, nothing)
     passed = log_decay.cumsum(-2)
-    decays, before = passed[..., -1, :, None].exp(), []  # [B, H, N, K, 1]
-    for i in range(q.shape[2]):
-        before.append(memory)
-        memory = decays[:, :, i] * memory + added[:, :, i]
-    read = within + (q * passed.exp()) @ torch.stack(before, dim=2)
-    return read.flatten(2, 3)[:, :, :num_steps], memory
+    after = _handed_on(passed[..., -1, :, None].exp(), added, memory)
+    before = torch.cat((memory.unsqueeze(2), after[:, :, :-1]), dim=2)
+    read = within + (q * passed.exp()) @ before
+    return read.flatten(2, 3)[:, :, :num_steps], after[:, :, -1]
+
+
+def _handed_on(decays: Tensor, added: Tensor, memory: Tensor) -> Tensor:
+    """The memory after each chunk [B, H, N, K, V], in rounds that join twice as many chunks each.
+
+    decays [B, H, N, K, 1] and added [B, H, N, K, V] are those of the chunks, memory [B, H, K, V] is before the first.
+    """
+    num_chunks, shift = added.shape[2], 1
+    while shift < num_chunks:
+        added = added + decays * F.pad(added, (0, 0, 0, 0, shift, 0))[:, :, :num_chunks]
+        decays = decays * F.pad(decays, (0, 0, 0, 0, shift, 0), value=1.0)[:, :, :num_chunks]
+        shift *= 2
+    return added + decays * memory.unsqueeze(2)
 
 
 class GatedLinearAttention(nn.Module):
