@@ -117,7 +117,8 @@ class GatedLinearAttention(nn.Module):
 
     def project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """[B, T, D] -> q, k [B, H, T, K], v [B, H, T, V], log_decay [B, H, T, K]"""
-        log_decay = F.logsigmoid(self.gate_up(self.gate_down(hidden))) / _TEMPERATURE
+        # Not logsigmoid: runtimes compute it as log(sigmoid), which has no digits left where the gate is nearly shut.
+        log_decay = -F.softplus(-self.gate_up(self.gate_down(hidden))) / _TEMPERATURE
         if not self.is_gated:
             log_decay = torch.zeros_like(log_decay)
         q, k = self.split(self.query(hidden)) * self.scale, self.split(self.key(hidden))

@@ -32,7 +32,7 @@ class TCNCAConfig:
     num_features: int = 1
     num_classes: int = 16
     hidden_size: int = 32
-    chunk_size: int = 8
+    chunk_size: int = 24
     num_convolutions: int = 3
     kernel_size: int = 3
     dilation_factor: int = 3
