@@ -146,7 +146,7 @@ RECIPES = {
         steps=1000,
         learning_rate=3e-3,
         weight_decay=0.01,
-        claims=(Measured("recalls more than attention without convolutions", _is_as_good(0.0)),),
+        claims=(Measured("recalls no less than attention without convolutions", _is_as_good(0.0)),),
     ),
     "delta-parity": Recipe(
         model=lambda: DeltaNet(_FLIPPING),
