@@ -18,7 +18,7 @@ from exporters import precision
 from exporters.describe_encoder import TOKENIZER, encoder_spec
 from exporters.forms import Report, write_forms
 from exporters.heldout import MAX_LOSS, read_heldout
-from exporters.parts import Parts, row_cost, visit_cost
+from exporters.parts import Part, Parts, row_cost, step_cost, visit_cost
 from exporters.publish import Exported, file_records, new_version
 from exporters.split import split
 from models.artifact import Form, Format, LanguageSpec, LayersSpec, Manifest, file_record
@@ -84,6 +84,7 @@ def export_checkpoint(
             layers=_layers(model, parts),
             language=language,
             encoder=encoder,
+            sequence=parts.sequence,
             **_classes(model, checkpoint),
             forms=forms,
             files=file_records(folder),
@@ -114,10 +115,9 @@ def parse_formats(text: str) -> tuple[Format, ...]:
 
 def _layers(model: LayeredModel, parts: Parts) -> LayersSpec | None:
     """None for a network that is served whole."""
-    is_per_token = parts.cached or parts.text_sizes is not None
-    cost = tuple(visit_cost(part.module) if is_per_token else row_cost(part) for part in parts.layers)
-    if not cost:
+    if not parts.layers:
         return None
+    cost = tuple(_visit_cost(parts, part) for part in parts.layers)
     is_trained = model.config.residual.is_trained if isinstance(model, LanguageModel) else True
     return LayersSpec(count=len(cost), residual_form=model.residual_form, is_trained=is_trained, cost=cost)
 
@@ -130,6 +130,14 @@ def _refuse_untrained(model: LayeredModel, checkpoint: Path) -> None:
             "its answers mean nothing; train it on (arith: python -m training.adapt), or have it for measuring time "
             "alone by fathom export --timing"
         )
+
+
+def _visit_cost(parts: Parts, layer: Part) -> int:
+    """Of one row; of texts and sequences one token, one step."""
+    if parts.sequence:
+        return step_cost(layer)
+    is_per_token = parts.cached or parts.text_sizes is not None
+    return visit_cost(layer.module) if is_per_token else row_cost(layer)
 
 
 def _classes(model: LayeredModel, checkpoint: Path) -> dict[str, Any]:

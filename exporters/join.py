@@ -20,8 +20,9 @@ def join(parts: Parts, models: Sequence[onnx.ModelProto]) -> onnx.ModelProto:
     embed, *layers, head = (model.graph for model in models)
     whole = onnx.GraphProto(name="whole")
     stream, *shared = (port.name for port in parts.embed.outputs)
-    past, new = (parts.whole.inputs[-2:], parts.whole.outputs[-2:]) if parts.cached else ((), ())
-    if past:
+    kept = parts.num_kept
+    past, new = parts.whole.inputs[len(parts.whole.inputs) - kept :], parts.whole.outputs[1:]
+    if parts.cached:
         _count_columns(whole, past[0], parts.embed.inputs[-1])
     _append(whole, embed, "embed", [port.name for port in parts.embed.inputs], [stream, *shared])
     for i, layer in enumerate(layers):

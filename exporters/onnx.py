@@ -4,7 +4,6 @@ Knows nothing of chains or manifests. Layers have one shape or few, so that the 
 others take its graph with their own weights; the whole graph is the parts, joined.
 """
 
-import inspect
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,12 +16,12 @@ import onnxruntime as ort
 import onnxscript.optimizer
 import torch
 from onnx import numpy_helper
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export import Dim
 from torch.onnx.errors import OnnxExporterError
 
 from exporters.join import join
-from exporters.parts import Part, Parts, Port, Run, Runs, Tensors
+from exporters.parts import Part, Parts, Port, Run, Runs, Tensors, per_parameter
 from models.errors import ArtifactError
 
 SUFFIX = ".onnx"
@@ -105,15 +104,13 @@ def _convert(part: Part, opset: int) -> onnx.ModelProto:
     axes: tuple[Any, ...] = tuple(
         {i: Dim.AUTO for i, dim in enumerate(port.dims) if isinstance(dim, str)} for port in part.inputs
     )
-    if _takes_any_number(part.module):
-        axes = (axes,)
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             part.module,
             part.examples,
             dynamo=True,
             opset_version=opset,
-            dynamic_shapes=axes,
+            dynamic_shapes=per_parameter(part.module, axes),
             input_names=[port.name for port in part.inputs],
             output_names=[port.name for port in part.outputs],
             optimize=False,  # keeps the weights under their own names, which is what `_with_weights` goes by
@@ -124,12 +121,6 @@ def _convert(part: Part, opset: int) -> onnx.ModelProto:
     if graph.opset_import[0].version != opset:
         raise OnnxExporterError(f"{part.name} came out at opset {graph.opset_import[0].version}, not {opset}")
     return graph
-
-
-def _takes_any_number(module: nn.Module) -> bool:
-    """Whether a module's inputs are one `*inputs`."""
-    parameters = inspect.signature(module.forward).parameters.values()
-    return any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
 
 
 def _with_weights(graph: onnx.ModelProto, first: Part, part: Part) -> onnx.ModelProto | None:

@@ -3,15 +3,16 @@
 Knows no file format and no runtime.
 """
 
+import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.artifact import Datatype, TensorSpec
+from models.artifact import Datatype, SequenceSpec, TensorSpec
 from models.lm.mlp import Experts
 
 Tensors: TypeAlias = tuple[Tensor, ...]
@@ -56,6 +57,7 @@ class Parts:
     """All graphs of one model; `inputs` and `outputs` are what a server shows of it.
 
     Of an encoder also text_sizes, its vocabulary and longest text, and its reach, how far tokens see where not all do.
+    Of a recurrent model what a visit takes in and gives out as its state.
     A network without layers is served whole: the whole graph is all that is written of it.
     """
 
@@ -67,11 +69,17 @@ class Parts:
     outputs: tuple[TensorSpec, ...]
     text_sizes: tuple[int, int] | None = None
     reach: int = 0
+    sequence: SequenceSpec | None = None
 
     @property
     def cached(self) -> bool:
         """Whether layers take and give keys and values, as a language model's do."""
-        return len(self.whole.outputs) > 1
+        return self.sequence is None and len(self.whole.outputs) > 1
+
+    @property
+    def num_kept(self) -> int:
+        """How many tensors a visit takes and gives last: keys and values, or a state. The whole has them stacked."""
+        return len(self.whole.outputs) - 1
 
     def __iter__(self) -> Iterator[Part]:
         yield from (self.embed, *self.layers, self.head, self.whole) if self.layers else (self.whole,)
@@ -106,6 +114,19 @@ def row_cost(part: Part) -> int:
     with FlopCounterMode(display=False) as counter:
         part(*part.examples)
     return int(counter.get_total_flops()) // 2 // len(part.examples[0])
+
+
+def step_cost(part: Part) -> int:
+    """`row_cost` of a single step of a sequence."""
+    hidden, *state = part.examples
+    return row_cost(replace(part, examples=(hidden[:, :1], *state)))
+
+
+def per_parameter(module: nn.Module, row: tuple[Any, ...]) -> tuple[Any, ...]:
+    """One entry for each of a module's inputs, as one for each parameter of `forward`: those of `*inputs` are one."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    named = sum(parameter.kind is not parameter.VAR_POSITIONAL for parameter in parameters)
+    return row if named == len(parameters) else (*row[:named], row[named:])
 
 
 def as_tuple(outputs: Any) -> Tensors:

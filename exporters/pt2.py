@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch.export import Dim, ExportedProgram
 
-from exporters.parts import Part, Parts, Run, Runs, Tensors, as_tuple
+from exporters.parts import Part, Parts, Run, Runs, Tensors, as_tuple, per_parameter
 from models.errors import ArtifactError
 
 SUFFIX = ".pt2"
@@ -35,9 +35,10 @@ def load(folder: Path, num_layers: int) -> Runs:
 def program(part: Part) -> ExportedProgram:
     """A part as a graph whose named axes are dynamic. Raises ArtifactError naming the part."""
     axes = tuple({i: Dim.AUTO for i, dim in enumerate(port.dims) if isinstance(dim, str)} for port in part.inputs)
+    shapes = per_parameter(part.module, axes)
     try:
         with torch.no_grad():
-            return torch.export.export(part.module, part.examples, dynamic_shapes=axes, strict=False)
+            return torch.export.export(part.module, part.examples, dynamic_shapes=shapes, strict=False)
     except Exception as error:  # the exporter's errors share no class
         reason = str(error).splitlines()[0]
         raise ArtifactError(f"{part.name} has no form of torch.export: {reason}") from error

@@ -4,7 +4,7 @@ For other runtimes than ours, which runs chains part by part. Keys and values of
 stacked by visit. The loop is an ONNX Scan, so that a chain may have any length.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -28,7 +28,7 @@ class AnyChain(nn.Module):
     def __init__(self, parts: Parts) -> None:
         super().__init__()
         self.embed, self.layer, self.head = parts.embed.module, parts.layers[0].module, parts.head.module
-        self.is_cached = parts.cached
+        self.is_cached, self.num_kept = parts.cached, parts.num_kept
         self.names = [name for name, _ in self.layer.named_parameters()]
         stacks = (
             torch.stack([part.module.get_parameter(name).detach() for part in parts.layers]) for name in self.names
@@ -36,15 +36,16 @@ class AnyChain(nn.Module):
         self.stacks = nn.ParameterList(nn.Parameter(stack, requires_grad=False) for stack in stacks)  # [L, ...]
 
     def forward(self, *inputs: Tensor) -> Tensors:
-        """Inputs of the whole graph, with keys and values [V, B, G, P, K] if it has any, then chain [V] int64.
+        """Inputs of the whole graph, with keys and values [V, B, G, P, K] or states [V, B, ...], then chain [V] int64.
 
-        Returns the outputs of the whole graph, new keys and values [V, B, G, S, K].
+        Returns the outputs of the whole graph, new keys and values [V, B, G, S, K] or states.
         """
         from torch._higher_order_ops.scan import scan
 
         *first, chain = inputs
-        past = tuple(first[-2:]) if self.is_cached else ()
-        hidden, *shared = as_tuple(self.embed(*self._begin(first, past)))
+        plain, past = _cut(tuple(first), self.num_kept)
+        columns = (torch.arange(past[0].shape[3], device=past[0].device),) if self.is_cached else ()
+        hidden, *shared = as_tuple(self.embed(*plain, *columns))
 
         def visit(hidden: Tensor, visited: Tensors) -> tuple[Tensor, Tensors]:
             layer, *own = visited
@@ -57,14 +58,7 @@ class AnyChain(nn.Module):
             return after.clone(), tuple(tensor.clone() for tensor in new) or (layer.clone(),)
 
         hidden, new = scan(visit, hidden, (chain, *past))
-        return (*as_tuple(self.head(hidden)), *(new if self.is_cached else ()))
-
-    @staticmethod
-    def _begin(first: Sequence[Tensor], past: Tensors) -> Sequence[Tensor]:
-        """Inputs of embed: of a language model the cache's columns instead of the cache."""
-        if not past:
-            return first
-        return (*first[:-2], torch.arange(past[0].shape[3], device=past[0].device))
+        return (*as_tuple(self.head(hidden)), *(new if past else ()))
 
 
 def write(parts: Parts, folder: Path) -> Iterator[str]:
@@ -120,13 +114,11 @@ def _difference(run: Run, parts: Parts, case: Case, chain: tuple[int, ...]) -> f
 
 def _part(parts: Parts) -> Part:
     visits = len(_EXAMPLE)
-    count = 2 if parts.cached else 0
-    plain, past = _cut(parts.whole.inputs, count)
-    outputs, new = _cut(parts.whole.outputs, count)
-    examples, cached = _cut(parts.whole.examples, count)
+    plain, past = _cut(parts.whole.inputs, parts.num_kept)
+    outputs, new = _cut(parts.whole.outputs, parts.num_kept)
+    examples, cached = _cut(parts.whole.examples, parts.num_kept)
     chain = torch.tensor([layer % len(parts.layers) for layer in _EXAMPLE])
-    generator = torch.Generator().manual_seed(0)
-    taken = tuple(torch.randn(visits, *tensor.shape[1:], generator=generator) for tensor in cached)
+    taken = tuple(tensor[torch.arange(visits) % len(tensor)] for tensor in cached)
     return Part(
         "scan",
         AnyChain(parts).eval(),

@@ -3,12 +3,13 @@
 from exporters.parts import Parts
 from exporters.split_encoder import split_encoder
 from exporters.split_language import split_language
+from exporters.split_sequence import split_sequence
 from exporters.split_stack import split_stack, split_whole
 from models.artifact import TensorSpec
 from models.catalogue import specs_of
 from models.encoders.model import EncoderModel
 from models.errors import ArtifactError
-from models.layered import LayeredModel, TensorStack, Whole
+from models.layered import LayeredModel, SequenceStack, TensorStack, Whole
 from models.lm.model import LanguageModel
 from models.vision.stages import Stages
 from models.vision.vit import VisionTransformer
@@ -27,6 +28,8 @@ def split(model: LayeredModel) -> Parts:
     specs = specs_of(model)
     if specs and isinstance(model, TensorStack):
         return split_stack(model, *specs)
+    if specs and isinstance(model, SequenceStack):
+        return split_sequence(model, *specs)
     if specs and isinstance(model, Whole):
         return split_whole(model, *specs)
     raise ArtifactError(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from exporters.parts import BATCH, LENGTH, Parts, Runs, Tensors
-from models.artifact import Difference
+from models.artifact import Difference, SequenceSpec
 from models.errors import ArtifactError
 
 TOLERANCE = 1e-4
@@ -49,6 +49,9 @@ def cases(parts: Parts) -> Iterator[Case]:
     if parts.text_sizes:
         yield from _text_cases(parts, random, *parts.text_sizes)
         return
+    if parts.sequence:
+        yield from _sequence_cases(parts, parts.sequence, random)
+        return
     if not parts.cached:
         for batch in BATCHES:
             inputs = torch.randn(batch, *parts.embed.examples[0].shape[1:], generator=random)
@@ -74,6 +77,25 @@ def _text_cases(parts: Parts, random: torch.Generator, vocabulary: int, longest:
         layers = ((counts,),) * len(parts.layers)
         last = (counts,) * len(parts.head.inputs[1:])
         yield Case(batch, length, (token_ids, *types), layers, (token_ids, counts, *types), last)
+
+
+def _sequence_cases(parts: Parts, sequence: SequenceSpec, random: torch.Generator) -> Iterator[Case]:
+    """First passes of one step, of some and of as many as one pass takes, and a continuation of each."""
+    lengths = {min(length, sequence.max_chunk) for length in (*LENGTHS, sequence.max_chunk)}
+    for batch, length in product(BATCHES, sorted(lengths)):
+        stacks = parts.whole.examples[1:]
+        state = tuple(stack.new_zeros(len(stack), batch, *stack.shape[2:]) for stack in stacks)
+        for steps in (length, sequence.max_chunk + 1 - length):
+            given = _steps(parts, sequence, batch, steps, random)
+            layers = tuple(tuple(tensor[i].contiguous() for tensor in state) for i in range(len(parts.layers)))
+            yield Case(batch, steps, (given,), layers, (given, *state))
+            state = parts.whole(given, *state)[1:]
+
+
+def _steps(parts: Parts, sequence: SequenceSpec, batch: int, length: int, random: torch.Generator) -> Tensor:
+    if sequence.vocab_size:
+        return torch.randint(sequence.vocab_size, (batch, length), generator=random)
+    return torch.randn(batch, length, *parts.embed.examples[0].shape[2:], generator=random)
 
 
 def _language_case(parts: Parts, random: torch.Generator, starts: Tensor, length: int, past: Tensors) -> Case:

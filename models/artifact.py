@@ -87,6 +87,7 @@ class SequenceSpec(Record):
 
     max_chunk: int = Field(ge=1, description="steps of one pass at most; longer sequences are walked pass by pass")
     max_trained: int = Field(ge=1, description="steps of the longest sequence the model was trained on")
+    vocab_size: int = Field(0, ge=0, description="steps are token ids below it; 0 where steps are numbers")
     state: tuple[TensorSpec, ...] = Field(description="what one visit hands from one pass to the next, zeros at first")
 
 

@@ -35,6 +35,12 @@ _PLACES: Mapping[str, str] = {
     "s-kan": "models.kan.s_kan:SKan",
     "s-conv-kan": "models.kan.s_conv_kan:SConvKan",
     "polycom": "models.kan.polycom:PolyCom",
+    "gla": "models.recurrent.gla:GLA",
+    "lssl": "models.recurrent.lssl:LSSL",
+    "aaren": "models.recurrent.aaren:Aaren",
+    "tcnca": "models.recurrent.tcnca:TCNCA",
+    "delta-net": "models.recurrent.delta_net:DeltaNet",
+    "diagonal": "models.recurrent.diagonal:Diagonal",
 }
 
 

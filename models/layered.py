@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from models.artifact import TensorSpec
 from models.chain import Chain
 
 Kind: TypeAlias = Literal["causal-lm", "encoder", "tensor", "sequence"]
@@ -70,16 +71,26 @@ class SequenceStack(LayeredModel):
 
     `embed(steps [B, T, ...]) -> hidden [B, T, D]`, `layer(hidden, *state) -> (hidden, *state)` for any T up to
     `max_chunk`, `head(hidden) -> outputs [B, T, C]`. Every row of a pass has as many steps. Zeros are the state before
-    the first step; a visit that is left out leaves no state.
+    the first step; a visit that is left out leaves no state. Steps are numbers, or token ids below `vocab_size`.
     """
 
     kind: Kind = "sequence"
     max_chunk: int
     max_trained: int
+    vocab_size: int = 0
+
+    @property
+    def state(self) -> tuple[TensorSpec, ...]:
+        """What one visit hands from one pass to the next; -1 is the batch."""
+        raise NotImplementedError
 
     def empty_state(self, batch: int) -> tuple[Tensor, ...]:
-        """The state of one visit before the first step: zeros [B, ...]."""
-        raise NotImplementedError
+        """The state of one visit before the first step: zeros [B, ...], in the precision of the weights."""
+        like = next(self.parameters())
+        return tuple(
+            like.new_zeros(batch, *spec.shape[1:], dtype=torch.int64 if spec.datatype == "INT64" else None)
+            for spec in self.state
+        )
 
     def along(self, inputs: Mapping[str, Tensor], chain: Chain) -> Tensor:
         """Outputs of every step [B, T, C], walked in passes of at most `max_chunk` steps."""

@@ -5,7 +5,7 @@ from importlib import import_module
 from models.errors import UnknownModelError
 from training.recipe import Recipe
 
-FAMILIES = ("kan", "mixers")
+FAMILIES = ("kan", "mixers", "recurrent")
 
 
 def recipes() -> dict[str, Recipe]:

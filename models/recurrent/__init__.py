@@ -1,0 +1,1 @@
+"""Linear recurrences: stacks that read a sequence with a state of fixed size. One architecture a file."""
