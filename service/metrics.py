@@ -85,6 +85,11 @@ class Metrics:
         self.cache_hits = counter("cache_hits", "Rows answered from the response cache, without running a layer")
         self.cache_misses = counter("cache_misses", "Rows that were looked for in the response cache in vain")
         self.cache_bytes = gauge("cache_bytes", "Memory the response cache holds")
+        self.sessions = gauge("sessions", "Open sessions of recurrent models")
+        self.session_bytes = gauge("session_bytes", "Memory of the states that open sessions hold, at most")
+        self.sessions_ended = counter(
+            "sessions_ended", "Sessions that ended; reason is ended, expired or unloaded", (*_MODEL, "reason")
+        )
         self.running = gauge("running_sequences", "Sequences being generated")
         self.pages_used = gauge("kv_pages_used", "Pages of keys and values held by sequences")
         self.pages_cached = gauge("kv_pages_cached", "Pages held by nobody, kept for what may begin alike")
@@ -192,6 +197,19 @@ class ModelMetrics:
     def watch_cache(self, num_bytes: Callable[[], int]) -> None:
         """Read the size of the response cache whenever it is scraped."""
         self._watch(self._metrics.cache_bytes, num_bytes)
+
+    def watch_sessions(self, num_open: Callable[[], int], num_bytes: Callable[[], int]) -> None:
+        """Read how many sessions are open, and what they hold, whenever that is scraped."""
+        self._watch(self._metrics.sessions, num_open)
+        self._watch(self._metrics.session_bytes, num_bytes)
+
+    def observe_refused_session(self) -> None:
+        """Count a session for which there was no room."""
+        self._metrics.rejected.labels(*self.labels, "sessions").inc()
+
+    def observe_session_end(self, reason: str) -> None:
+        """Count a session that is over."""
+        self._metrics.sessions_ended.labels(*self.labels, reason).inc()
 
     def observe_generation(self, num_prompt_tokens: int, answer: Generated) -> None:
         """Count an answered prompt."""

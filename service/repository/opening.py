@@ -13,6 +13,8 @@ from service.backends.protocol import Backend
 from service.engine.encoder import EncoderEngine
 from service.engine.engine import Engine, EngineLimits
 from service.engine.language import LanguageEngine
+from service.engine.sequence import SequenceEngine
+from service.engine.sessions import Sessions
 from service.engine.tensor import TensorEngine
 from service.engine.warm import warm_up
 from service.metrics import Metrics, ModelMetrics
@@ -67,12 +69,14 @@ def open_version(directory: Path, settings: Settings, verify: Verify | None = No
     return Opened(manifest, backend, limits, tokenizer, chat, encoder_tokenizer)
 
 
-def engine_of(opened: Opened, metrics: Metrics) -> Engine:
+def engine_of(opened: Opened, metrics: Metrics, sessions: Sessions) -> Engine:
     """The engine, its device thread started. To be called on the event loop."""
     manifest, backend, limits = opened.manifest, opened.backend, opened.limits
     bound = ModelMetrics(metrics, manifest.name, manifest.version)
     if opened.encoder_tokenizer is not None:
         return EncoderEngine(manifest, backend, limits, bound, opened.encoder_tokenizer)
+    if manifest.sequence is not None:
+        return SequenceEngine(manifest, backend, limits, bound, sessions)
     if opened.tokenizer is None:
         return TensorEngine(manifest, backend, limits, bound)
     return LanguageEngine(manifest, backend, limits, bound, opened.tokenizer, opened.chat)
