@@ -85,11 +85,6 @@ class Metrics:
         self.cache_hits = counter("cache_hits", "Rows answered from the response cache, without running a layer")
         self.cache_misses = counter("cache_misses", "Rows that were looked for in the response cache in vain")
         self.cache_bytes = gauge("cache_bytes", "Memory the response cache holds")
-        self.sessions = gauge("sessions", "Open sessions of recurrent models")
-        self.session_bytes = gauge("session_bytes", "Memory of the states that open sessions hold, at most")
-        self.sessions_ended = counter(
-            "sessions_ended", "Sessions that ended; reason is ended, expired or unloaded", (*_MODEL, "reason")
-        )
         self.running = gauge("running_sequences", "Sequences being generated")
         self.pages_used = gauge("kv_pages_used", "Pages of keys and values held by sequences")
         self.pages_cached = gauge("kv_pages_cached", "Pages held by nobody, kept for what may begin alike")
@@ -100,10 +95,18 @@ class Metrics:
         self.searches = counter("searches", "Searches ended", (*_MODEL, "outcome"))
         self.memory_hits = counter("memory_hits", "Inputs that asked for their remembered chain and had one")
         self.memory_misses = counter("memory_misses", "Inputs that asked for their remembered chain and had none")
+        self._add_sessions(counter, gauge)
         self._add_loads(counter, gauge)
         self.jobs = counter("jobs", "Jobs ended", ("outcome",))
         self.jobs_queued = Gauge("fathom_jobs_queued", "Jobs that wait", registry=registry)
         self.jobs_running = Gauge("fathom_jobs_running", "Jobs that run", registry=registry)
+
+    def _add_sessions(self, counter: Callable[..., Counter], gauge: Callable[[str, str], Gauge]) -> None:
+        self.sessions = gauge("sessions", "Open sessions of recurrent models")
+        self.session_bytes = gauge("session_bytes", "Memory of the states that open sessions hold, at most")
+        self.sessions_ended = counter(
+            "sessions_ended", "Sessions that ended; reason is ended, expired or unloaded", (*_MODEL, "reason")
+        )
 
     def _add_loads(self, counter: Callable[..., Counter], gauge: Callable[[str, str], Gauge]) -> None:
         self.load_seconds = gauge("model_load_seconds", "Time the last load took")

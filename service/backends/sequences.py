@@ -96,13 +96,10 @@ class SequenceBackend:
         return [array[:, start : start + size] for start in range(0, array.shape[1], size)]
 
     def _gathered(self, states: Sequence[State]) -> tuple[Any, ...]:
-        first = states[0]
         if all(state is None for state in states):
             return self._zeros(len(states))
-        if first is not None and len(states) == len(first.arrays[0]):
-            if all(state is not None and state.arrays is first.arrays for state in states):
-                if all(state.row == row for row, state in enumerate(states)):
-                    return first.arrays  # type: ignore[no-any-return]
+        if (arrays := _of_one_batch(states)) is not None:
+            return arrays
         nothing = self._zeros(1)
         each = [nothing if state is None else _row(state.arrays, state.row) for state in states]
         return tuple(self._arrays.join(arrays) for arrays in zip(*each, strict=True))
@@ -115,6 +112,15 @@ class SequenceBackend:
             self._arrays.take_in(np.zeros((num_rows, *spec.shape[1:]), DTYPES[spec.datatype]))
             for spec in self._sequence.state
         )
+
+
+def _of_one_batch(states: Sequence[State]) -> tuple[Any, ...] | None:
+    """The arrays of a batch whose rows the states are, all of them and in order."""
+    arrays: tuple[Any, ...] | None = states[0] and states[0].arrays
+    if arrays is None or len(states) != len(arrays[0]):
+        return None
+    is_whole = all(state and state.arrays is arrays and state.row == row for row, state in enumerate(states))
+    return arrays if is_whole else None
 
 
 def _row(arrays: tuple[Any, ...], row: int) -> tuple[Any, ...]:

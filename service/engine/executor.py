@@ -26,8 +26,8 @@ class Batch:
 
     inputs: arrays with B rows each. chains [B]; rows of equal chains are best side by side. For language models also
     starts [B], lengths [B], the tokens [B, T] whose logits are wanted, and the pages of every visit, pages
-    [B, longest chain, N], or None to cache nothing. For recurrent models the states [B][visits], which the pass replaces
-    in these lists, and whether they outlive the batch.
+    [B, longest chain, N], or None to cache nothing. For recurrent models the states [B][visits], which the pass
+    replaces in these lists, and whether they outlive the batch.
     """
 
     inputs: Mapping[str, Array]

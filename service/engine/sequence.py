@@ -20,16 +20,25 @@ from service.metrics import ModelMetrics
 
 @dataclass(frozen=True, slots=True)
 class SequenceRead:
-    """What a model says of one sequence: outputs by name, [T, ...] each; and what it cost."""
+    """What a model says of one sequence: outputs by name, [T, ...] each; and what it cost.
+
+    num_before: steps that earlier requests of its session read.
+    """
 
     outputs: dict[str, Array]
     chain: Chain
     num_passes: int
     timing: Timing
+    num_before: int = 0
 
     @property
     def num_steps(self) -> int:
         return len(next(iter(self.outputs.values())))
+
+    @property
+    def num_steps_read(self) -> int:
+        """All steps so far."""
+        return self.num_before + self.num_steps
 
     @property
     def layers_executed(self) -> int:
@@ -79,7 +88,7 @@ class SequenceEngine(TensorEngine):
         try:
             work = self._work(sequences[0], session.chain, session)
             (done,) = await self._read([work], session.num_steps)
-            self.sessions.keep(session, work.states, session.num_steps + done.num_steps)
+            self.sessions.keep(session, work.states, done.num_steps_read)
         finally:
             self.sessions.release(session)
         if asked.ends:
@@ -133,7 +142,7 @@ class SequenceEngine(TensorEngine):
         if not len(steps):
             raise _empty(place)
         size = self.sequence.vocab_size
-        if size and not (0 <= steps.min() and steps.max() < size):
+        if size and (steps.min() < 0 or steps.max() >= size):
             wrong = int(steps[(steps < 0) | (steps >= size)][0])
             raise InputError(f"sequence {place} has the token {wrong}; the vocabulary has 0 to {size - 1}")
 
@@ -174,7 +183,7 @@ class SequenceEngine(TensorEngine):
         self._warn([num_before + len(work.steps) for work in works])
         answers: list[Tensors] = await self.run(works)
         done = [
-            SequenceRead(answer.outputs, work.chain, 0 if answer.timing.is_cached else work.num_passes, answer.timing)
+            SequenceRead(answer.outputs, work.chain, work.num_passes, answer.timing, num_before)
             for work, answer in zip(works, answers, strict=True)
         ]
         for one in done:

@@ -202,7 +202,9 @@ class Sessions:
             return GoneError(_over(id, self._over[key]))
         others = [other for who, other, one in self._open if (who, one) == (client, id)]
         if others:
-            return ConflictError(f"session {id!r} reads model {others[0]!r}, not {model!r}; ask that one, or begin another")
+            return ConflictError(
+                f"session {id!r} reads model {others[0]!r}, not {model!r}; ask that one, or begin another"
+            )
         return NotFoundError(
             f"no session {id!r} of this client is open on model {model!r}; begin one with 'session': 'new'"
         )
@@ -242,7 +244,7 @@ class Sessions:
 
 def _refuse_busy(session: Session) -> None:
     if session.is_busy:
-        raise ConflictError(f"session {session.id!r} is read by another request; wait for its answer, then send the next")
+        raise ConflictError(f"session {session.id!r} is in use by another request; wait for its answer first")
 
 
 def _over(id: str, why: str) -> str:
