@@ -27,9 +27,9 @@ _log = logging.getLogger("fathom.engine")
 class Batcher:
     """Takes what waits and never waits when idle.
 
-    A turn is one batch of one-pass work, one pass of long sequences on a recurrent model, one token per sequence that is
-    generated, and one slice of search work; as many slices as there are while nothing else wants the device. Tensor rows
-    that are known to be quick run on the event loop, together with all that came in the same turn of the loop.
+    A turn is one batch of one-pass work, one pass of long sequences, one token per sequence that is generated, and one
+    slice of search work; as many slices as there are while nothing else wants the device. Tensor rows that are known to
+    be quick run on the event loop, together with all that came in the same turn of the loop.
     """
 
     def __init__(self, backend: Backend, counter: LayerCounter, limits: Limits, queue_limits: QueueLimits) -> None:

@@ -1,7 +1,7 @@
 """The laws of every backend for recurrent models: whole, in passes of any size, in sessions, in batches: the same."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from itertools import combinations
 from pathlib import Path
@@ -13,14 +13,18 @@ import torch
 
 from exporters.export import export_checkpoint
 from models import catalogue
-from models.artifact import Manifest, read_manifest
+from models.artifact import Manifest, SequenceSpec, TensorSpec, read_manifest
 from models.chain import Chain
 from models.checkpoint import load_checkpoint
 from models.layered import SequenceStack
 from models.recurrent.gla import GLA, GLAConfig
+from service.backends.onnx import open_session
 from service.backends.open import BackendName, open_backend
+from service.backends.parts import Parts
 from service.backends.protocol import Array
 from service.backends.sequences import SequenceBackend, state_bytes
+from service.backends.torch_arrays import TorchArrays
+from service.backends.torchscript import open_torchscript
 from service.engine.engine import EngineLimits
 from service.engine.executor import Batch, Executor
 from service.engine.prefix import PrefixCache
@@ -215,15 +219,11 @@ def test_full_chain_is_the_whole_graph(name: BackendName, directory: Path, seque
         assert difference(got, wanted[0]) == 0.0
 
 
-def _whole(opened: Opened):  # type: ignore[no-untyped-def]
+def _whole(opened: Opened) -> Callable[..., Sequence[Array]]:
     if opened.name == "onnx":
-        from service.backends.onnx import open_session
-
         session = open_session(opened.directory / str(opened.manifest.forms["onnx"].whole), "cpu", 1)
         names = [entry.name for entry in session.get_inputs()]
         return lambda *arrays: session.run(None, dict(zip(names, arrays, strict=True)))
-    from service.backends.torchscript import open_torchscript
-
     form = opened.manifest.forms["torchscript"].model_copy(update={"embed": None, "layers": (), "head": None})
     parts = open_torchscript(opened.directory, form, torch.device("cpu")).parts
     return lambda *arrays: [tensor.numpy() for tensor in parts.head(*map(torch.from_numpy, arrays))]
@@ -243,17 +243,8 @@ def test_search_gets_what_serving_gives(opened: Opened, sequences: list[Array]) 
         assert difference(found, opened.plain(sequences[2], chain)) <= opened.tolerance
 
 
-class StreamAsState(SequenceStack):
-    """Its state is a view of the stream that went in, and of the one that came out."""
-
-    residual_form = "standard"
-
-
 def test_states_that_are_views_of_the_stream_stay_what_they_were() -> None:
     """Rows of other chains write into the stream of a batch; what visits left before is not theirs."""
-    from models.artifact import SequenceSpec, TensorSpec
-    from service.backends.parts import Parts
-    from service.backends.torch_arrays import TorchArrays
 
     def layer(hidden: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> Sequence[torch.Tensor]:
         made = hidden * 2 + before[:, None] + after[:, None]
