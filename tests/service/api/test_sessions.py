@@ -13,6 +13,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton_http
 
 from fathom import AsyncClient, Client, UnknownError
 from tests.service.sequences import MAX_TRAINED, NUM_LAYERS, STATE_BYTES, manifest, publish, rows, steps
@@ -379,6 +381,22 @@ def test_sequences_of_triton_are_sessions(served: Any) -> None:
     assert (np.reshape(plain["outputs"][0]["data"], (9, 5)) == expected).all()
     assert "sequence_steps" not in plain["parameters"]
     assert "warnings" in _infer(served, MAX_TRAINED + 1).json()["parameters"]
+
+
+def test_client_of_triton_goes_on_with_a_sequence(serve: Serve, repository: Path) -> None:
+    with serve(repository=repository, grpc_port=0) as served:
+        expected = np.asarray(whole(served, 6))
+        ports = (served.address[1], served.app.state.grpc_port)
+        for id, (kind, port) in enumerate(zip((triton_http, triton_grpc), ports, strict=True), start=7):
+            client, read = kind.InferenceServerClient(f"127.0.0.1:{port}"), []
+            for first, count in ((0, 1), (1, 5)):
+                tensor = kind.InferInput("steps", [1, count, 2], "FP32")
+                tensor.set_data_from_numpy(np.asarray([steps(count, first)], np.float32))
+                told = {"sequence_id": id, "sequence_start": first == 0, "sequence_end": first > 0}
+                read.append(client.infer("walk", [tensor], **told).as_numpy("logits")[0])
+            client.close()
+            assert (np.concatenate(read) == expected).all()
+        assert served.metric("fathom_sessions_ended_total", reason="ended") == 2
 
 
 def test_other_dialects_take_sequences_without_sessions(served: Any, problem: Problem) -> None:
