@@ -94,8 +94,8 @@ class Loaded:
         if body.session is not None:
             refuse_stateless(engine)
         await predict.recall(body, engine, self._memory)
-        is_plain = isinstance(engine, TensorEngine) and not isinstance(engine, SequenceEngine)
-        if is_plain and arrays_of(inputs) is not None:
+        is_array = arrays_of(inputs) is not None and not isinstance(engine, SequenceEngine)
+        if is_array and isinstance(engine, TensorEngine):
             return _told(engine, await engine.infer(body.inputs, body.chain))
         return reading.prediction(orjson.loads(await predict.answer(body, engine)))
 

@@ -386,7 +386,7 @@ def test_sequences_of_triton_are_sessions(served: Any) -> None:
 def test_client_of_triton_goes_on_with_a_sequence(serve: Serve, repository: Path) -> None:
     with serve(repository=repository, grpc_port=0) as served:
         expected = np.asarray(whole(served, 6))
-        ports = (served.address[1], served.app.state.grpc_port)
+        ports = (served.address[1], served.app.state.rpc.port)
         for id, (kind, port) in enumerate(zip((triton_http, triton_grpc), ports, strict=True), start=7):
             client, read = kind.InferenceServerClient(f"127.0.0.1:{port}"), []
             for first, count in ((0, 1), (1, 5)):
