@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import TypeAlias
 
 from models.chain import Chain
@@ -173,15 +174,12 @@ class Sessions:
 
     def expire(self) -> None:
         """Forget who was idle for too long."""
-        now = self._clock()
-        for session in self._idle():
-            if session.used_at + self.limits.idle_s > now:
-                break
+        for session in list(takewhile(lambda one: self._left_s(one) <= 0, self._idle())):
             self._forget(session, "expired", f"it was idle for more than {self.limits.idle_s:g} s")
 
     def _idle(self) -> Iterator[Session]:
         """Who is not in use, the longest idle first."""
-        return (session for session in list(self._open.values()) if not session.is_busy)
+        return (session for session in self._open.values() if not session.is_busy)
 
     def _put(self, session: Session) -> None:
         self._over.pop(session.key, None)
@@ -239,7 +237,8 @@ class Sessions:
         self._wake_later()
 
     def _next_s(self) -> float:
-        return min(map(self._left_s, self._idle()), default=self.limits.idle_s)
+        first = next(self._idle(), None)
+        return self.limits.idle_s if first is None else self._left_s(first)
 
 
 def _refuse_busy(session: Session) -> None:

@@ -16,8 +16,10 @@ from models import catalogue
 from models.artifact import Manifest, SequenceSpec, TensorSpec, read_manifest
 from models.chain import Chain
 from models.checkpoint import load_checkpoint
+from models.errors import GoneError
 from models.layered import SequenceStack
 from models.recurrent.gla import GLA, GLAConfig
+from service import bind, load
 from service.backends.onnx import open_session
 from service.backends.open import BackendName, open_backend
 from service.backends.parts import Parts
@@ -227,6 +229,32 @@ def _whole(opened: Opened) -> Callable[..., Sequence[Array]]:
     form = opened.manifest.forms["torchscript"].model_copy(update={"embed": None, "layers": (), "head": None})
     parts = open_torchscript(opened.directory, form, torch.device("cpu")).parts
     return lambda *arrays: [tensor.numpy() for tensor in parts.head(*map(torch.from_numpy, arrays))]
+
+
+def test_module_of_this_process_is_served_with_sessions(directory: Path, sequences: list[Array]) -> None:
+    opened = Opened(directory, "eager")
+    assert isinstance(opened.model, GLA)
+    wanted = opened.plain(sequences[2], CHAINS[3])
+    bound = bind(opened.model, {"steps": ("FP32", [-1, -1, 2])}, {"logits": ("FP32", [-1, -1, 4])})
+    with load(bound) as model:
+        begun = model.predict(sequences[2][None, :7], chain=CHAINS[3].layers, session="new")
+        assert begun.session is not None
+        rest = model.predict([sequences[2][7:].tolist()], session={"id": begun.session.id, "end": True})
+        assert rest.session is not None
+        assert (rest.session.steps, rest.session.expires_in_s) == (19, None)
+        assert "19 steps" in rest.warnings[0]
+        read = np.concatenate([begun.arrays["logits"][0], rest.arrays["logits"][0]])
+        assert difference(read, wanted) <= opened.tolerance
+        whole = model.predict(sequences[2][None], chain=CHAINS[3].layers)
+        assert difference(whole.arrays["logits"][0], wanted) <= opened.tolerance
+        with pytest.raises(GoneError, match="it was ended"):
+            model.predict([[[0, 0]]], session=begun.session.id)
+    with load(directory) as model:
+        assert model.manifest.kind == "sequence"
+        assert (
+            difference(model.predict(sequences[2][None]).arrays["logits"][0], opened.plain(sequences[2], CHAINS[0]))
+            <= opened.tolerance
+        )
 
 
 def test_search_gets_what_serving_gives(opened: Opened, sequences: list[Array]) -> None:
