@@ -28,6 +28,14 @@ class NotFoundError(FathomError):
     """A remembered chain or a job that is not there, or no longer."""
 
 
+class GoneError(FathomError):
+    """A session that was open and is no longer."""
+
+
+class ConflictError(FathomError):
+    """A session that another request uses, or that belongs to another model or version."""
+
+
 class ArtifactError(FathomError):
     """A checkpoint, manifest or exported file that is missing, corrupt or not what it says."""
 
@@ -46,6 +54,10 @@ class OverloadError(FathomError):
     def __init__(self, message: str, retry_after_s: float, unit: str = "requests") -> None:
         super().__init__(message)
         self.retry_after_s, self.unit = retry_after_s, unit
+
+
+class FullError(OverloadError):
+    """No room for one more session."""
 
 
 class DeadlineError(FathomError):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 
 from service.access import AccessMiddleware
-from service.api import chains, cola, health, jobs, kserve, models, openai, predict, v2
+from service.api import chains, cola, health, jobs, kserve, models, openai, predict, sessions, v2
 from service.api.direct import DirectMiddleware
 from service.api.responses import DescribedApp
 from service.bound import Bound
@@ -79,7 +79,7 @@ def create_app(settings: Settings, bound: Mapping[str, Bound] | None = None) -> 
     app.state.memory, app.state.jobs = Memory(database), search_jobs
     app.state.metrics, app.state.lifecycle = process_metrics, lifecycle
     add_handlers(app)
-    for module in (predict, cola, chains, jobs, models, kserve, openai, v2, health):
+    for module in (predict, sessions, cola, chains, jobs, models, kserve, openai, v2, health):
         app.include_router(module.router)
     app.add_middleware(DirectMiddleware, routes=[*predict.router.routes, *v2.infer.router.routes])
     app.add_middleware(

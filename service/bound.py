@@ -8,13 +8,14 @@ from typing import Any, TypeAlias
 
 from pydantic import ValidationError
 
-from models.artifact import LayersSpec, Manifest, TensorSpec
+from models.artifact import LayersSpec, Manifest, SequenceSpec, TensorSpec
 from models.errors import InputError
 from models.probe import Array, probe, spec
 from service.backends.arrays import Arrays, HostArrays
 from service.backends.function import Function, listed, open_function
 from service.backends.parts import Parts, TensorBackend
 from service.backends.protocol import Backend
+from service.backends.sequences import SequenceBackend
 
 # By name: a datatype of the Open Inference Protocol, and a shape whose first axis is the batch; -1 is any size.
 Tensors: TypeAlias = Mapping[str, tuple[str, Sequence[int]]]
@@ -30,6 +31,7 @@ class Bound:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     version: str
+    sequence: SequenceSpec | None = None
 
     @property
     def name(self) -> str:
@@ -46,10 +48,11 @@ class Bound:
             return Manifest(
                 name=name,
                 version=self.version,
-                kind="tensor",
+                kind="sequence" if self.sequence else "tensor",
                 inputs=self.inputs,
                 outputs=self.outputs,
                 layers=self.layers,
+                sequence=self.sequence,
                 forms={},
                 files={},
             )
@@ -67,6 +70,8 @@ class Bound:
             from service.backends.module import open_layered
 
             parts, arrays = open_layered(name, self.model)
+        if self.sequence:
+            return SequenceBackend(parts, self.sequence, self.outputs, arrays)
         return TensorBackend(parts, self.inputs, self.outputs, arrays)
 
 
@@ -80,9 +85,9 @@ def bind(model: Any, inputs: Tensors, outputs: Tensors | None = None, version: s
     if not callable(model) or inspect.iscoroutinefunction(model) or inspect.isclass(model):
         raise InputError(f"{model!r:.60} is no plain function or module; bind one that takes arrays and returns arrays")
     takes = _specs("input", inputs)
-    function, layers = _opened(model)
+    function, layers, sequence = _opened(model)
     gives = _found(function, takes) if outputs is None else _specs("output", outputs)
-    return Bound(model, function, layers, takes, gives, version)
+    return Bound(model, function, layers, takes, gives, version, sequence)
 
 
 def is_module(model: object) -> bool:
@@ -91,12 +96,12 @@ def is_module(model: object) -> bool:
     return torch is not None and isinstance(model, torch.nn.Module)
 
 
-def _opened(model: Any) -> tuple[Function, LayersSpec | None]:
+def _opened(model: Any) -> tuple[Function, LayersSpec | None, SequenceSpec | None]:
     if not is_module(model):
-        return model, None
-    from service.backends.module import function_of, layers_of
+        return model, None, None
+    from service.backends.module import function_of, layers_of, sequence_of
 
-    return function_of(model), layers_of(model)
+    return function_of(model), layers_of(model), sequence_of(model)
 
 
 def _specs(what: str, told: Tensors) -> tuple[TensorSpec, ...]:

@@ -12,6 +12,7 @@ from models.artifact import MANIFEST, Manifest
 from models.errors import InputError, UnavailableError
 from service.api import predict
 from service.api.schemas import PredictRequest
+from service.api.sessions import refuse_stateless
 from service.backends.open import refuse_both_runtimes
 from service.bound import Bound
 from service.client import reading
@@ -21,8 +22,9 @@ from service.cola.database import Database
 from service.cola.memory import Memory
 from service.ending import close_at_end, forget
 from service.engine.engine import Engine
+from service.engine.sequence import SequenceEngine
 from service.engine.tensor import Inference, TensorEngine
-from service.engine.terms import ask, noted
+from service.engine.terms import ask, current_terms, noted, set_terms
 from service.local import validated
 from service.metrics import Metrics
 from service.registry import Registry
@@ -86,10 +88,14 @@ class Loaded:
 
     async def _predict(self, inputs: Inputs, asked: Asking) -> Prediction:
         engine = self._engine
+        set_terms(current_terms())  # what the answer has to say is noted there
         ask(asked.get("timeout"), asked.get("priority"))
         body = _body(engine.manifest.name, inputs, asked)
+        if body.session is not None:
+            refuse_stateless(engine)
         await predict.recall(body, engine, self._memory)
-        if isinstance(engine, TensorEngine) and arrays_of(inputs) is not None:
+        is_array = arrays_of(inputs) is not None and not isinstance(engine, SequenceEngine)
+        if is_array and isinstance(engine, TensorEngine):
             return _told(engine, await engine.infer(body.inputs, body.chain))
         return reading.prediction(orjson.loads(await predict.answer(body, engine)))
 

@@ -95,10 +95,18 @@ class Metrics:
         self.searches = counter("searches", "Searches ended", (*_MODEL, "outcome"))
         self.memory_hits = counter("memory_hits", "Inputs that asked for their remembered chain and had one")
         self.memory_misses = counter("memory_misses", "Inputs that asked for their remembered chain and had none")
+        self._add_sessions(counter, gauge)
         self._add_loads(counter, gauge)
         self.jobs = counter("jobs", "Jobs ended", ("outcome",))
         self.jobs_queued = Gauge("fathom_jobs_queued", "Jobs that wait", registry=registry)
         self.jobs_running = Gauge("fathom_jobs_running", "Jobs that run", registry=registry)
+
+    def _add_sessions(self, counter: Callable[..., Counter], gauge: Callable[[str, str], Gauge]) -> None:
+        self.sessions = gauge("sessions", "Open sessions of recurrent models")
+        self.session_bytes = gauge("session_bytes", "Memory of the states that open sessions hold, at most")
+        self.sessions_ended = counter(
+            "sessions_ended", "Sessions that ended; reason is ended, expired or unloaded", (*_MODEL, "reason")
+        )
 
     def _add_loads(self, counter: Callable[..., Counter], gauge: Callable[[str, str], Gauge]) -> None:
         self.load_seconds = gauge("model_load_seconds", "Time the last load took")
@@ -192,6 +200,19 @@ class ModelMetrics:
     def watch_cache(self, num_bytes: Callable[[], int]) -> None:
         """Read the size of the response cache whenever it is scraped."""
         self._watch(self._metrics.cache_bytes, num_bytes)
+
+    def watch_sessions(self, num_open: Callable[[], int], num_bytes: Callable[[], int]) -> None:
+        """Read how many sessions are open, and what they hold, whenever that is scraped."""
+        self._watch(self._metrics.sessions, num_open)
+        self._watch(self._metrics.session_bytes, num_bytes)
+
+    def observe_refused_session(self) -> None:
+        """Count a session for which there was no room."""
+        self._metrics.rejected.labels(*self.labels, "sessions").inc()
+
+    def observe_session_end(self, reason: str) -> None:
+        """Count a session that is over."""
+        self._metrics.sessions_ended.labels(*self.labels, reason).inc()
 
     def observe_generation(self, num_prompt_tokens: int, answer: Generated) -> None:
         """Count an answered prompt."""

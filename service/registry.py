@@ -10,6 +10,7 @@ from models.errors import ArtifactError, DeadlineError, FathomError, Unavailable
 from models.signature import verifier
 from service.bound import Bound
 from service.engine.engine import Engine
+from service.engine.sessions import SessionLimits, Sessions
 from service.engine.terms import current_terms
 from service.metrics import Metrics
 from service.repository.catalog import Catalog
@@ -34,7 +35,8 @@ class Registry:
         verify = verifier(settings.repository_key) if settings.repository_key else None
         self._source = open_source(settings, verify)
         self._catalog = Catalog(self._source.versions, is_lazy=settings.models_bytes > 0)
-        self._shelf = Shelf(settings, metrics, self._source, self._catalog, verify)
+        self.sessions = Sessions(_session_limits(settings))
+        self._shelf = Shelf(settings, metrics, self._source, self._catalog, verify, self.sessions)
         self._reload = Reload(self._catalog, self._source, self._shelf)
         # Of several who load, unload or reload a model at once, each waits for the one before.
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -175,3 +177,9 @@ class Registry:
             await asyncio.to_thread(self._source.refresh)
         except ArtifactError as error:
             _log.error("%s", error)
+
+
+def _session_limits(settings: Settings) -> SessionLimits:
+    return SessionLimits(
+        settings.session_idle_s, settings.max_sessions, settings.max_client_sessions, settings.session_bytes
+    )

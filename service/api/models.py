@@ -78,6 +78,7 @@ def _info(name: str, version: str, entry: Entry, registry: Registry) -> ModelInf
             "max_chain_length": entry.engine.limits.max_chain_length,
             "inputs": [spec.model_dump() for spec in manifest.inputs],
             "outputs": [spec.model_dump() for spec in manifest.outputs],
+            "sequence": manifest.sequence and manifest.sequence.model_dump(),
             "image": manifest.image and manifest.image.model_dump(),
             "classes": list(manifest.classes),
             "formats": sorted(manifest.forms),

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from models.errors import InputError, LengthError
-from service.api import encoded, sse
+from service.api import encoded, sequences, sse
 from service.api.direct import DirectRoute
 from service.api.responses import PROBLEMS, STREAM
 from service.api.schemas import (
@@ -21,15 +21,18 @@ from service.api.schemas import (
     TokenLogprob,
     Usage,
 )
+from service.api.sessions import engine_for, refuse_stateless
 from service.cola.memory import Memory
 from service.engine.encoder import EncoderEngine
 from service.engine.engine import FULL, Engine
 from service.engine.language import Completion, Embedding, Judgement, LanguageEngine
 from service.engine.sampling import Choice, Sampling
+from service.engine.sequence import SequenceEngine
 from service.engine.tensor import TensorEngine
 from service.engine.terms import ask, noted
 from service.engine.work import Timing
 from service.logs import request_id
+from service.registry import Registry
 
 router = APIRouter(route_class=DirectRoute, tags=["predict"], responses=PROBLEMS)
 
@@ -44,11 +47,19 @@ async def predict(body: PredictRequest, request: Request) -> Response:
     if not len(body.inputs):
         raise InputError("no inputs came; send at least one")
     ask(body.parameters.timeout_s, body.parameters.priority)
-    engine: Engine = await state.registry.get(body.model, body.version)
+    engine = await _engine(body, state.registry)
     await recall(body, engine, state.memory)
     if body.stream:
         return await sse.stream(_events(body, engine))
     return Response(await answer(body, engine), media_type="application/json")
+
+
+async def _engine(body: PredictRequest, registry: Registry) -> Engine:
+    if (asked := body.session_asked()) is None:
+        return await registry.get(body.model, body.version)
+    engine = await engine_for(registry, body.model, body.version, None if asked.starts else asked.id)
+    refuse_stateless(engine)
+    return engine
 
 
 async def answer(body: PredictRequest, engine: Engine) -> bytes:
@@ -57,6 +68,8 @@ async def answer(body: PredictRequest, engine: Engine) -> bytes:
         return await encoded.answer(body, engine)
     if said := sorted(body.parameters.model_fields_set & {"truncate", "prompt"}):
         raise InputError(f"{said} are for encoders, and model {body.model!r} is none; leave them out")
+    if isinstance(engine, SequenceEngine):
+        return await sequences.answer(body, engine)
     if isinstance(engine, TensorEngine):
         return await _run(body, engine)
     assert isinstance(engine, LanguageEngine)

@@ -11,11 +11,13 @@ from pydantic import (
     ValidationInfo,
     ValidatorFunctionWrapHandler,
     field_validator,
+    model_validator,
 )
 from pydantic.functional_validators import WrapValidator
 from pydantic_core import PydanticCustomError
 
 from service.engine.engine import FULL, ChainValue, Engine
+from service.engine.sessions import SessionAsked
 from service.engine.terms import DEFAULT_PRIORITY, NUM_PRIORITIES
 
 
@@ -62,17 +64,19 @@ PriorityField: TypeAlias = Annotated[
 ]
 
 
-def _is_none(value: object) -> bool:
+def is_none(value: object) -> bool:
+    """Whether a field says nothing and is left out of an answer."""
     return value is None
 
 
 DEGRADED: Any = Field(
     None,
-    exclude_if=_is_none,
+    exclude_if=is_none,
     description="true where too much waited for the full chain, and a cheaper one ran instead",
 )
+WARNINGS: Any = Field(None, exclude_if=is_none, description="what was answered, and should be taken with care")
 CACHED: Any = Field(
-    None, exclude_if=_is_none, description="samples answered from the response cache; they executed no layer"
+    None, exclude_if=is_none, description="samples answered from the response cache; they executed no layer"
 )
 InputsField: TypeAlias = Annotated[
     list[Any] | dict[str, Any],
@@ -110,6 +114,30 @@ class ChainChoice(Body):
     def chain_of(self, engine: Engine) -> ChainValue:
         """What is asked of the engine's chains. Raises ChainError for a depth the model does not have."""
         return self.chain if self.depth is None else engine.within(self.depth)
+
+
+NEW = "new"
+SessionId: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,128}$")]
+
+
+class SessionChoice(Body):
+    """A session of a recurrent model: the next steps of a sequence that comes in several requests."""
+
+    id: SessionId | None = Field(None, description="one's own; without one an id is made, which the answer tells")
+    start: bool = Field(False, description="begin, whatever was there under this id")
+    end: bool = Field(False, description="forget the session after this answer")
+
+    @model_validator(mode="after")
+    def _named(self) -> "SessionChoice":
+        if self.id == NEW or (self.id is None and not self.start):
+            raise PydanticCustomError("no_session", "Should have an 'id' other than 'new', or 'start'")
+        return self
+
+
+SessionField: TypeAlias = Annotated[
+    SessionId | SessionChoice,
+    or_say("'new', the id of an open session (A-Z a-z 0-9 . _ : -, at most 128), or {id, start, end}"),
+]
 
 
 class SamplingParameters(Body):
@@ -158,7 +186,22 @@ class PredictRequest(ChainChoice):
     inputs: InputsField = Field(description="texts, pairs of texts, token-id lists, rows, or named tensors")
     targets: TargetsField | None = Field(None, description="with mode score: one per input")
     parameters: Parameters = Field(default_factory=Parameters)
+    session: SessionField | None = Field(
+        None,
+        description="recurrent models: 'new' begins a session, its id goes on with it, and only new steps are sent; it "
+        "keeps its chain and belongs to the client that began it",
+    )
     stream: bool = False
+
+    def session_asked(self) -> SessionAsked | None:
+        """What is said of a session, if anything."""
+        if isinstance(self.session, SessionChoice):
+            return SessionAsked(self.session.id, self.session.start, self.session.end)
+        return None if self.session is None else SessionAsked(None if self.session == NEW else self.session)
+
+    def chain_said(self, engine: Engine) -> ChainValue | None:
+        """What is asked of the engine's chains, None where nothing is said of them. Raises ChainError."""
+        return self.chain_of(engine) if self.model_fields_set & {"chain", "depth"} else None
 
 
 class Token(BaseModel):
@@ -269,6 +312,14 @@ class TimingOut(BaseModel):
     compute_ms: float
 
 
+class SessionSaid(BaseModel):
+    """The session that a request went on with."""
+
+    id: str
+    steps: int = Field(description="read so far, in all its requests")
+    expires_in_s: float | None = Field(description="seconds it may stay idle; null where it is over")
+
+
 class PredictResponse(BaseModel):
     """One output per input, in order."""
 
@@ -287,6 +338,17 @@ class PredictResponse(BaseModel):
     timing: TimingOut
     degraded: bool | None = DEGRADED
     cached: int | None = CACHED
+    warnings: list[str] | None = WARNINGS
+    session: SessionSaid | None = Field(None, exclude_if=is_none)
+
+
+class SessionInfo(SessionSaid):
+    """One open session."""
+
+    model: str
+    version: str
+    chain: list[int]
+    busy: bool = Field(description="another request uses it at this moment")
 
 
 class ModelInfo(BaseModel):
@@ -306,6 +368,7 @@ class ModelInfo(BaseModel):
     inputs: list[dict[str, Any]] = Field(default_factory=list)
     outputs: list[dict[str, Any]] = Field(default_factory=list)
     image: dict[str, Any] | None = None
+    sequence: dict[str, Any] | None = None
     classes: list[str] = Field(default_factory=list)
     formats: list[str] = Field(default_factory=list)
     provenance: dict[str, str] = Field(default_factory=dict)

@@ -28,6 +28,9 @@ def open_fake(manifest: Manifest) -> Parts:
         pooled = partial(_pooled_head, abs(manifest.outputs[0].shape[-1]))
         visits = tuple(partial(_encoder_layer, index) for index in layers)
         return Parts(_encoder_embed, visits, pooled if manifest.encoder.is_pooled else head)
+    if manifest.sequence:
+        visits = tuple(partial(_sequence_layer, index) for index in layers)
+        return Parts(_sequence_embed, visits, head)
     return Parts(_tensor_embed, tuple(partial(_tensor_layer, index) for index in layers), head)
 
 
@@ -69,6 +72,21 @@ def _seen(hidden: Array, lengths: Array) -> Array:
 
 def _pooled_head(width: int, hidden: Array, lengths: Array) -> Sequence[Array]:
     return _head(width, _seen(hidden, lengths).sum(axis=1) % np.float32(_PRIME))
+
+
+def _sequence_embed(steps: Array) -> Sequence[Array]:
+    return (np.floor(steps.reshape(*steps.shape[:2], -1).sum(axis=2, keepdims=True) + 1).astype(np.float32) % _PRIME,)
+
+
+def _sequence_layer(index: int, hidden: Array, memory: Array, *others: Array) -> Sequence[Array]:
+    """A visit is told apart by what came before, and in which order."""
+    read, mixed = np.empty_like(hidden), np.array(memory)  # [B, T, 1], [B, ...]
+    for step in range(hidden.shape[1]):
+        now = hidden[:, step, 0].reshape(-1, *(1,) * (mixed.ndim - 1))
+        mixed = (mixed * 3 + now + index) % np.float32(_PRIME)
+        seen = mixed.reshape(len(mixed), -1)[:, :1]
+        read[:, step] = (hidden[:, step] * (index + 2) + seen + index) % np.float32(_PRIME)
+    return read, mixed, *others
 
 
 def _tensor_embed(features: Array) -> Sequence[Array]:

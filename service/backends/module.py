@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.artifact import LayersSpec
+from models.artifact import LayersSpec, SequenceSpec
 from models.errors import InputError
-from models.layered import LayeredModel, num_parameters
+from models.layered import LayeredModel, SequenceStack, num_parameters
 from service.backends.arrays import Arrays
 from service.backends.function import Function, guarded
 from service.backends.parts import Parts
@@ -20,10 +20,19 @@ def layers_of(module: nn.Module) -> LayersSpec | None:
     """The stack of a layered model, a visit's cost counted in weights. Raises InputError for a language model."""
     if not isinstance(module, LayeredModel):
         return None
-    if module.kind != "tensor":
+    if module.kind not in ("tensor", "sequence"):
         raise InputError(f"{type(module).__name__} is a language model; export it with 'fathom export' and serve that")
     cost = tuple(num_parameters(layer) for layer in module.layers)
     return LayersSpec(count=len(cost), residual_form=module.residual_form, cost=cost)
+
+
+def sequence_of(module: nn.Module) -> SequenceSpec | None:
+    """What a server needs to know of a recurrent stack."""
+    if not isinstance(module, SequenceStack):
+        return None
+    return SequenceSpec(
+        max_chunk=module.max_chunk, max_trained=module.max_trained, vocab_size=module.vocab_size, state=module.state
+    )
 
 
 def function_of(module: nn.Module) -> Function:

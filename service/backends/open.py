@@ -15,6 +15,7 @@ from service.backends.encoders import EncoderBackend
 from service.backends.kv import PAGE_SIZE, page_bytes
 from service.backends.parts import LanguageBackend, Parts, TensorBackend
 from service.backends.protocol import Backend, Dtype
+from service.backends.sequences import SequenceBackend
 
 BackendName: TypeAlias = Literal[
     "auto", "onnx", "torchscript", "eager", "fake", "pt2", "aoti", "onnx-fp16", "onnx-int8", "onnx-int4"
@@ -59,6 +60,8 @@ def open_backend(
         return LanguageBackend(parts, manifest.language, arrays, num_pages, page_size, residual)
     if manifest.encoder:
         return EncoderBackend(parts, manifest.encoder, manifest.outputs, arrays)
+    if manifest.sequence:
+        return SequenceBackend(parts, manifest.sequence, manifest.outputs, arrays)
     return TensorBackend(parts, manifest.inputs, manifest.outputs, arrays)
 
 

@@ -11,6 +11,8 @@ Ints: TypeAlias = NDArray[np.int64]
 Array: TypeAlias = NDArray[Any]
 # What one visit hands the next. Only the backend that made it looks inside.
 Carry: TypeAlias = Any
+# What one visit of a recurrent model hands from one pass to the next; None before the first step. As a carry.
+State: TypeAlias = Any
 
 # What torch models compute in; "auto" is what suits the device.
 Dtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
@@ -37,6 +39,8 @@ class Rows:
     pages [B, N]: the pages of this visit of each row, from its first token on; -1 where a row has none, or where others
     read the page and what the pass finds out is not to be stored. Without pages: `past`, in the order of the tokens,
     holds all earlier ones, as many for each row; and with `keep` the carry keeps keys and values of the new ones.
+    states [B], of a recurrent model: what this visit of each row was left in, which the visit replaces in the list;
+    with `keep` by states in memory of their own, that hold nothing of their neighbours. Without them every row begins.
     """
 
     starts: Ints
@@ -44,6 +48,7 @@ class Rows:
     pages: Ints | None = None
     past: Sequence[Past] = ()
     keep: bool = False
+    states: list[State] | None = None
 
 
 class Backend(Protocol):

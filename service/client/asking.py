@@ -34,13 +34,17 @@ class Sampling(Terms, total=False):
 
 
 class Asking(Sampling, total=False):
-    """Of a prediction; a model of tensors takes version, chain and depth alone, an encoder truncate and prompt too."""
+    """Of a prediction; a model of tensors takes version, chain and depth alone, an encoder truncate and prompt too.
+
+    A recurrent one takes a session: "new", the id of one, or {"id", "start", "end"}.
+    """
 
     mode: Literal["generate", "score", "embed"]
     targets: Sequence[str | Sequence[int]]
     logprobs: int
     truncate: bool
     prompt: str
+    session: str | Mapping[str, Any]
 
 
 class Searching(Terms, total=False):
@@ -62,7 +66,7 @@ class Searching(Terms, total=False):
     remember: bool
 
 
-_BESIDE_PARAMETERS = ("version", "chain", "depth", "targets")
+_BESIDE_PARAMETERS = ("version", "chain", "depth", "targets", "session")
 _TERMS = ("timeout", "priority")
 
 

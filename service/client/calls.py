@@ -41,7 +41,9 @@ class Call(Generic[T]):
 
 def predict(model: str, inputs: Inputs, asked: Mapping[str, Any]) -> Call[Prediction]:
     """POST /predict."""
-    return _post("/predict", predict_body(model, inputs, asked), lambda r: reading.prediction(_document(r)), asked)
+    is_repeatable = not asked.get("session")  # steps would be read twice
+    body = predict_body(model, inputs, asked)
+    return _post("/predict", body, lambda r: reading.prediction(_document(r)), asked, is_repeatable)
 
 
 def infer(

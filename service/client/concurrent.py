@@ -42,7 +42,7 @@ class AsyncClient:
 
     async def predict(self, model: str, inputs: Inputs, **asked: Unpack[Asking]) -> Prediction:
         """Run every input along its chain: texts, token ids, rows, or arrays [B, ...], which travel as bytes."""
-        arrays = arrays_of(inputs)
+        arrays = None if asked.get("session") else arrays_of(inputs)
         attempts = self._begin(asked)
         takes = None if arrays is None else await self._inputs_of(model, asked, attempts)
         if arrays is None or takes is None:

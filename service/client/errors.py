@@ -69,7 +69,7 @@ class InvalidError(ProblemError):
 
 
 class UnknownError(ProblemError):
-    """No such model, version or route: 404 or 405."""
+    """No such model, version, session or route: 404, 405, or 410 where it was there before."""
 
 
 class BusyError(ProblemError):
@@ -90,7 +90,7 @@ class ServerError(ProblemError):
 
 _BY_STATUS: Mapping[int, type[ProblemError]] = {
     **dict.fromkeys((400, 409, 413, 415, 422), InvalidError),
-    **dict.fromkeys((404, 405), UnknownError),
+    **dict.fromkeys((404, 405, 410), UnknownError),
     429: BusyError,
     503: UnavailableError,
     504: TooLateError,

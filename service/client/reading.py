@@ -13,6 +13,7 @@ from service.client.results import (
     ModelInfo,
     Prediction,
     Search,
+    Session,
     Tensor,
     Usage,
 )
@@ -43,6 +44,8 @@ def prediction(document: Document) -> Prediction:
         said=tuple({name: one[name] for name in _SAID if name in one} for one in outputs if _SAID & one.keys()),
         degraded=bool(document.get("degraded")),
         cached=document.get("cached") or 0,
+        warnings=tuple(document.get("warnings") or ()),
+        session=_session(document.get("session")),
     )
 
 
@@ -84,7 +87,19 @@ def _arrays(outputs: Sequence[Document]) -> dict[str, Array]:
     if "embedding" in outputs[0]:
         return {"embedding": np.asarray([one["embedding"] for one in outputs], np.float32)}
     names = outputs[0].get("outputs", ())
-    return {name: np.asarray([one["outputs"][name] for one in outputs]) for name in names}
+    return {name: _stacked([one["outputs"][name] for one in outputs]) for name in names}
+
+
+def _stacked(rows: Sequence[Any]) -> Array:
+    if len({len(row) for row in rows if isinstance(row, list)}) <= 1:
+        return np.asarray(rows)
+    stacked = np.empty(len(rows), object)
+    stacked[:] = [np.asarray(row) for row in rows]
+    return stacked
+
+
+def _session(document: Document | None) -> Session | None:
+    return document and Session(document["id"], document["steps"], document["expires_in_s"])  # type: ignore[return-value]
 
 
 def _answer(output: Document) -> Answer:

@@ -56,12 +56,25 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Session:
+    """The session a prediction went on with: steps read in all its requests, and how long it may stay idle.
+
+    None left where it is over.
+    """
+
+    id: str
+    steps: int
+    expires_in_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """Answers of a language model, one per input, or arrays [B, ...] by name of any other, `embedding` among them.
 
     chains: the layers each input visited. degraded: a cheaper chain ran because too much waited. cached: inputs that
     were answered from memory. said: what a classifier of texts, a labeller of tokens or a filler of masks says of each
-    input, as POST /predict writes it.
+    input, as POST /predict writes it. warnings: what should be taken with care. Of sequences of several lengths an
+    array is one of objects [B], each an array [T, ...].
     """
 
     model: str
@@ -76,6 +89,8 @@ class Prediction:
     said: tuple[Mapping[str, Any], ...] = ()
     degraded: bool = False
     cached: int = 0
+    warnings: tuple[str, ...] = ()
+    session: Session | None = None
 
     @property
     def texts(self) -> list[str]:

@@ -14,6 +14,7 @@ from service.engine.encoder import EncoderEngine, TextInput
 from service.engine.language import LanguageEngine
 from service.engine.prefix import PrefixCache
 from service.engine.sampling import log_softmax
+from service.engine.sequence import SequenceEngine
 from service.engine.shared import SharedSample, text_sample
 from service.engine.tensor import TensorEngine, read_inputs
 
@@ -49,7 +50,7 @@ class _Closed:
 
 
 class ClassEvaluator(_Closed):
-    """One input row on a classifier; the answer is the class with the largest output."""
+    """One row on a classifier; the answer is the class with the largest output, of a sequence at its last step."""
 
     def __init__(self, engine: TensorEngine, row: object, max_bytes: int, wants_influence: bool = False) -> None:
         self._engine, self._inputs = engine, row if isinstance(row, dict) else [row]
@@ -59,7 +60,7 @@ class ClassEvaluator(_Closed):
         count = len(next(iter(inputs.values())))
         if count != 1:
             raise InputError(f"the input has {count} rows; a search takes 1; send the others in 'inputs'")
-        self._sample = SharedSample(inputs, PrefixCache(max_bytes), wants_influence=wants_influence)
+        self._sample = row_sample(engine, inputs, PrefixCache(max_bytes), wants_influence)
 
     @property
     def influence(self) -> Sequence[float]:
@@ -74,11 +75,26 @@ class ClassEvaluator(_Closed):
 
     async def answer(self, chain: Chain) -> Answer:
         done = await self._engine.infer(self._inputs, chain.layers)
-        return self._answer(done.outputs[self._output.name][0].astype(np.float32), len(chain))
+        scores = self._last(done.outputs[self._output.name][0])
+        return self._answer(scores.astype(np.float32), len(chain) * self._sample.num_tokens)
 
     async def _explore(self, chains: Sequence[Chain]) -> tuple[Sequence[Array], Sequence[int], int]:
         answer = await self._engine.explore(self._sample, chains)
-        return [one[self._output.name] for one in answer.outputs], booked(answer.layer_evaluations, len(chains)), 1
+        scores = [self._last(one[self._output.name]) for one in answer.outputs]
+        return scores, booked(answer.layer_evaluations, len(chains)), self._sample.num_tokens
+
+    def _last(self, outputs: Array) -> Array:
+        """Outputs [C] of a row, or at the last of its steps [T, C]."""
+        last: Array = outputs[-1] if isinstance(self._engine, SequenceEngine) else outputs
+        return last
+
+
+def row_sample(
+    engine: TensorEngine, inputs: dict[str, Array], cache: PrefixCache, wants_influence: bool = False
+) -> SharedSample:
+    """One row, or one sequence, for searches on which many chains run. Raises InputError."""
+    length = len(engine.sequences(inputs)[0]) if isinstance(engine, SequenceEngine) else 0
+    return SharedSample(inputs, cache, length, wants_influence=wants_influence)
 
 
 class LabelEvaluator(_Closed):

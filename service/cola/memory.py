@@ -19,6 +19,7 @@ from service.cola.database import Database
 from service.engine.encoder import EncoderEngine
 from service.engine.engine import FULL, MEMORY, ChainValue, Engine
 from service.engine.language import LanguageEngine
+from service.engine.sequence import SequenceEngine
 from service.engine.tensor import TensorEngine, read_inputs
 
 # The last row of the page before: when it was made, and its id.
@@ -147,6 +148,8 @@ def _input_hashes(engine: Engine, inputs: object) -> Iterable[str]:
         read = [engine.tokens(one) for one in inputs]
         return [hash_json([tokens.ids, tokens.types]) for tokens in read]
     assert isinstance(engine, TensorEngine)
+    if isinstance(engine, SequenceEngine):
+        return [_hash_row({"steps": steps[None]}, 0) for steps in engine.sequences(inputs)]
     arrays = read_inputs(inputs, engine.manifest.inputs)
     return [_hash_row(arrays, row) for row in range(len(next(iter(arrays.values()))))]
 

@@ -17,8 +17,9 @@ from service.engine.executor import Executor, LayerCounter
 from service.engine.generate import Generator
 from service.engine.one_pass import OnePass, ours, run_isolated
 from service.engine.queue import Limits, Queue, QueueLimits
+from service.engine.reader import Reader
 from service.engine.shared_runner import SharedRunner
-from service.engine.work import GenerateWork, Work
+from service.engine.work import GenerateWork, SequenceWork, Work
 
 _log = logging.getLogger("fathom.engine")
 
@@ -26,15 +27,16 @@ _log = logging.getLogger("fathom.engine")
 class Batcher:
     """Takes what waits and never waits when idle.
 
-    A turn is one batch of one-pass work, one token per sequence, and one slice of search work; as many slices as there
-    are while nothing else wants the device. Tensor rows that are known to be quick run on the event loop, together with
-    all that came in the same turn of the loop.
+    A turn is one batch of one-pass work, one pass of long sequences, one token per sequence that is generated, and one
+    slice of search work; as many slices as there are while nothing else wants the device. Tensor rows that are known to
+    be quick run on the event loop, together with all that came in the same turn of the loop.
     """
 
     def __init__(self, backend: Backend, counter: LayerCounter, limits: Limits, queue_limits: QueueLimits) -> None:
         self._backend, self._limits = backend, limits
         executor = Executor(backend, counter)
         self._one_pass = OnePass(executor)
+        self._reader = Reader(executor, limits)
         self._background = Background(SharedRunner(backend, counter))
         self._generator = Generator(executor, backend.num_pages, backend.page_size, limits)
         self._sequences = self._generator.sequences
@@ -66,7 +68,7 @@ class Batcher:
 
     @property
     def num_running(self) -> int:
-        return len(self._sequences)
+        return len(self._sequences) + len(self._reader)
 
     @property
     def num_pages_used(self) -> int:
@@ -147,18 +149,20 @@ class Batcher:
             return self._has_work()
 
     def _has_work(self) -> bool:
-        return bool(len(self._queue) or len(self._sequences) or len(self._background))
+        return bool(len(self._queue) or self.num_running or len(self._background))
 
     def _turn(self) -> None:
         self._release_abandoned()
         with self._changed:
             self._taken = self._queue.take(self._limits)
+            self._begin_reading()
             self._admit()
             if not len(self._background):
                 self._begin_search()
             overdue = self._queue.take_overdue()
         _answer([*_too_late(overdue), *self._one_pass.run(self._taken)])
         self._taken = []
+        self._read(self._reader.next_batch())
         for works in self._generator.next_batches():
             self._step(works)
         self._advance_search()
@@ -172,6 +176,11 @@ class Batcher:
             self._queue.take_prompt(admitted)
             _start([admitted])
 
+    def _begin_reading(self) -> None:
+        works = self._queue.take_sequences(self._reader.num_free)
+        _start(works)
+        self._reader.add(works)
+
     def _begin_search(self) -> None:
         works = self._queue.take_search(self._limits)
         _start(works)
@@ -180,8 +189,14 @@ class Batcher:
     def _advance_search(self) -> None:
         while len(self._background):
             _answer([(work, ours(result)) for work, result in self._background.advance()])
-            if len(self._sequences) or self._queue.is_urgent:
+            if self.num_running or self._queue.is_urgent:
                 return
+
+    def _read(self, works: list[SequenceWork]) -> None:
+        told = run_isolated(self._reader.advance, works)
+        ended = [(work, end) for work, end in zip(works, told, strict=True) if end is not None]
+        self._reader.release([work for work, _ in ended])
+        _answer(ended)
 
     def _step(self, works: list[GenerateWork]) -> None:
         rows = run_isolated(self._generator.logits, works)
@@ -202,13 +217,15 @@ class Batcher:
     def _release_abandoned(self) -> None:
         for work in [work for work in self._sequences if work.future.done()]:
             self._sequences.release(work)
+        self._reader.release([work for work in self._reader if work.future.done()])
         self._background.drop_abandoned()
 
     def _give_up(self, error: Exception) -> None:
         """Answer everything in hand with the error: nothing that was accepted may be forgotten."""
-        failed = [*self._taken, *self._sequences, *self._background.works]
+        failed = [*self._taken, *self._reader, *self._sequences, *self._background.works]
         self._taken = []
         self._background.clear()
+        self._reader.release(list(self._reader))
         for work in list(self._sequences):
             self._sequences.release(work)
         _answer([(work, ours(error)) for work in failed])

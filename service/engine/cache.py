@@ -11,7 +11,18 @@ from typing import TypeAlias
 
 import numpy as np
 
-from service.engine.work import EncodeWork, Generated, GenerateWork, Score, ScoreWork, Tensors, TensorWork, Timing, Work
+from service.engine.work import (
+    EncodeWork,
+    Generated,
+    GenerateWork,
+    Score,
+    ScoreWork,
+    SequenceWork,
+    Tensors,
+    TensorWork,
+    Timing,
+    Work,
+)
 
 _Answer: TypeAlias = Tensors | Score | Generated
 _AT_ONCE = Timing(0.0, 0.0, is_cached=True)
@@ -57,7 +68,11 @@ def key_of(work: Work) -> bytes | None:
         for name, array in sorted(work.inputs.items()):
             digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
             digest.update(np.ascontiguousarray(array).data)
-        said: tuple[object, ...] = work.chains
+        said: object = work.chains
+    elif isinstance(work, SequenceWork) and not work.keeps:
+        digest.update(f"{work.steps.dtype.str} {work.steps.shape}\n".encode())
+        digest.update(np.ascontiguousarray(work.steps).data)
+        said = work.chain
     elif isinstance(work, ScoreWork):
         said = (work.token_ids, work.num_targets, work.chain)
     elif isinstance(work, EncodeWork):

@@ -1,14 +1,14 @@
 """Runs one batch, each row along its own chain: a loop over the plan's groups. Decides nothing."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
 
 from models.chain import Chain
-from service.backends.protocol import Array, Backend, Carry, Ints, Rows, Selection
+from service.backends.protocol import Array, Backend, Carry, Ints, Rows, Selection, State
 from service.engine.plan import Group, plan
 
 
@@ -26,7 +26,8 @@ class Batch:
 
     inputs: arrays with B rows each. chains [B]; rows of equal chains are best side by side. For language models also
     starts [B], lengths [B], the tokens [B, T] whose logits are wanted, and the pages of every visit, pages
-    [B, longest chain, N], or None to cache nothing.
+    [B, longest chain, N], or None to cache nothing. For recurrent models the states [B][visits], which the pass
+    replaces in these lists, and whether they outlive the batch.
     """
 
     inputs: Mapping[str, Array]
@@ -35,6 +36,8 @@ class Batch:
     lengths: Ints | None = None
     tokens: Ints | None = None
     pages: Ints | None = None
+    states: Sequence[list[State]] | None = None
+    keep: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,16 @@ class Executor:
         rows = _rows(batch, call.visits, call.rows)
         tokens = call.num_rows if rows is None else int(rows.lengths.sum())
         self._counter.count_layer_call(call.layer, call.num_rows, tokens)
+        if batch.states is None or rows is None:
+            return self._call(call, carry, rows)
+        places = _places(call)
+        states = [batch.states[row][visit] for row, visit in places]
+        carry = self._call(call, carry, replace(rows, states=states, keep=batch.keep))
+        for (row, visit), state in zip(places, states, strict=True):
+            batch.states[row][visit] = state
+        return carry
+
+    def _call(self, call: _Call, carry: Carry, rows: Rows | None) -> Carry:
         if call.rows is None:
             return self._backend.layer(call.layer, carry, rows)
         part = self._backend.select(carry, call.rows)
@@ -107,6 +120,14 @@ def _pages_of(pages: Ints, rows: Selection, visits: Ints) -> Ints:
     """Pages [B, N] of rows at different visits; a run and a list of visits would index the two axes apart."""
     found: Ints = pages[rows][np.arange(len(visits)), visits]
     return found
+
+
+def _places(call: _Call) -> list[tuple[int, int]]:
+    """The row and the visit of everyone who makes a call."""
+    every = np.arange(call.num_rows) if call.rows is None else call.rows
+    rows = range(every.start, every.stop) if isinstance(every, slice) else every.tolist()
+    visits = [call.visits] * call.num_rows if isinstance(call.visits, int) else call.visits.tolist()
+    return list(zip(rows, visits, strict=True))
 
 
 def pad(token_ids: Sequence[Sequence[int]]) -> tuple[Ints, Ints]:

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 from models.errors import BackendError, FathomError
 from service.engine.executor import Executor
 from service.engine.forward import run_embeds, run_encodes, run_scores, run_tensors
-from service.engine.work import EmbedWork, EncodeWork, ScoreWork, Tensors, TensorWork, Work
+from service.engine.reader import run_reads
+from service.engine.work import EmbedWork, EncodeWork, ScoreWork, SequenceWork, Tensors, TensorWork, Work
 
 _log = logging.getLogger("fathom.engine")
 _W = TypeVar("_W", bound=Work)
@@ -29,6 +30,7 @@ class OnePass:
             (ScoreWork, partial(run_scores, executor)),
             (EmbedWork, partial(run_embeds, executor)),
             (EncodeWork, partial(run_encodes, executor)),
+            (SequenceWork, partial(run_reads, executor)),
         )
 
     def estimate_s(self, num_rows: int) -> float:

@@ -1,5 +1,6 @@
 """The bounded room in front of a model: what may wait, and when there is room again. Knows no thread, no backend."""
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from models.errors import LengthError, OverloadError
 from service.engine.drain import DrainRate
 from service.engine.line import Line
 from service.engine.shared import SharedWork
-from service.engine.work import GenerateWork, Work
+from service.engine.work import GenerateWork, SequenceWork, Work
 
 _W = TypeVar("_W", bound=Work)
 # Units of the drain rate, in this order.
@@ -43,14 +44,14 @@ class Limits:
 
 
 class Queue:
-    """Three lines: one-pass work, prompts to continue, and search work behind both.
+    """Four lines: one-pass work, sequences of several passes, prompts to continue, and search work behind them.
 
     Work whose client left or whose deadline passed is never taken; `take_overdue` gives the latter, to be answered.
     """
 
     def __init__(self, limits: QueueLimits, clock: Callable[[], float] = time.perf_counter) -> None:
         self._limits, self._clock = limits, clock
-        self._forward, self._search = Line[Work](), Line[SharedWork]()
+        self._forward, self._sequences, self._search = Line[Work](), Line[SequenceWork](), Line[SharedWork]()
         self.prompts = Line[GenerateWork]()
         self._drain = DrainRate(3, clock)
         self._client_rows: Counter[str] = Counter()
@@ -63,12 +64,12 @@ class Queue:
     @property
     def is_urgent(self) -> bool:
         """Whether more than search work waits."""
-        return bool(self._forward or self.prompts)
+        return bool(self._forward or self._sequences or self.prompts)
 
     @property
     def is_one_pass(self) -> bool:
         """Whether nothing but one-pass work waits."""
-        return not (self._search or self.prompts)
+        return not (self._search or self._sequences or self.prompts)
 
     @property
     def fraction(self) -> float:
@@ -99,6 +100,10 @@ class Queue:
     def take(self, limits: Limits) -> list[Work]:
         """One batch of one-pass work."""
         return self._take_from(self._forward, limits)
+
+    def take_sequences(self, max_count: int) -> list[SequenceWork]:
+        """At most so many sequences of several passes."""
+        return self._take_from(self._sequences, Limits(max_count, sys.maxsize)) if max_count else []
 
     def take_search(self, limits: Limits) -> list[SharedWork]:
         """One batch of search work."""
@@ -159,6 +164,8 @@ class Queue:
         line = self._forward
         if isinstance(work, GenerateWork):
             line = self.prompts  # type: ignore[assignment]
+        elif isinstance(work, SequenceWork) and work.num_left > work.max_chunk:
+            line = self._sequences  # type: ignore[assignment]
         elif isinstance(work, SharedWork):
             line = self._search  # type: ignore[assignment]
         return line

@@ -3,7 +3,7 @@
 import contextvars
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 # As in Triton 0 asks for the default and 1 is the most urgent.
@@ -11,15 +11,26 @@ NUM_PRIORITIES = 5
 DEFAULT_PRIORITY = 3
 
 
+class SessionTold(NamedTuple):
+    """How far the session of a request is; None left where it was ended."""
+
+    id: str
+    num_steps: int
+    expires_in_s: float | None
+
+
 @dataclass(slots=True)
 class Told:
     """What the answer to one request must say beside its outputs; whoever does it notes it here.
 
     degraded: the chain that ran in place of the full one, in text form. cached: samples answered from memory.
+    warnings: what was answered, and should be taken with care. session: where the request was one of a session.
     """
 
     degraded: str = ""
     cached: int = 0
+    warnings: list[str] = field(default_factory=list)
+    session: SessionTold | None = None
 
 
 class Terms(NamedTuple):
@@ -58,9 +69,16 @@ def current_terms() -> Terms:
 def noted() -> dict[str, Any]:
     """What the answer to the current request must say beside its outputs, by field."""
     told = current_terms().told
-    if told is None or not (told.degraded or told.cached):
+    if told is None or not (told.degraded or told.cached or told.warnings or told.session):
         return {}
-    return {name: value for name, value in (("degraded", bool(told.degraded)), ("cached", told.cached)) if value}
+    said: dict[str, Any] = {"degraded": bool(told.degraded), "cached": told.cached, "warnings": told.warnings}
+    if told.session:
+        said["session"] = _session(told.session)
+    return {name: value for name, value in said.items() if value}
+
+
+def _session(told: SessionTold) -> dict[str, Any]:
+    return {"id": told.id, "steps": told.num_steps, "expires_in_s": told.expires_in_s}
 
 
 def set_terms(terms: Terms) -> "contextvars.Token[Terms | None]":

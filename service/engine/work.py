@@ -10,7 +10,7 @@ import numpy as np
 
 from models.chain import Chain
 from models.errors import DeadlineError
-from service.backends.protocol import Array
+from service.backends.protocol import Array, State
 from service.engine.sampling import Choice, Sampling
 from service.engine.tables import Table
 from service.engine.terms import Terms, current_terms
@@ -155,6 +155,48 @@ class EncodeWork(Work):
     @property
     def num_tokens(self) -> int:
         return len(self.token_ids)
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class SequenceWork(Work):
+    """Steps [T, ...] to be read by a recurrent model, answered by Tensors with an output for each, [T, ...].
+
+    states: what each visit of the chain was left in; the list is this work's own. keeps: whether they are wanted after.
+    """
+
+    steps: Array
+    chain: Chain
+    max_chunk: int
+    states: list[State]
+    keeps: bool = False
+    num_read: int = 0
+    num_passes: int = 0
+    outputs: list[dict[str, Array]] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.steps)
+
+    @property
+    def num_left(self) -> int:
+        """Steps to be read."""
+        return len(self.steps) - self.num_read
+
+    @property
+    def num_next(self) -> int:
+        """Steps of the next pass."""
+        return min(self.num_left, self.max_chunk)
+
+    def read(self, outputs: dict[str, Array], states: list[State]) -> Tensors | None:
+        """Note one pass and what came of it; the answer, if that was the last."""
+        self.num_read += self.num_next
+        self.num_passes += 1
+        self.states = states
+        self.outputs.append(outputs)
+        if self.num_left:
+            return None
+        joined = {name: np.concatenate([one[name] for one in self.outputs]) for name in outputs}
+        return Tensors(joined, self.timing())
 
 
 @dataclass(eq=False, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from models.errors import ArtifactError, UnavailableError
 from service.backends.open import files_of
 from service.bound import Bound
 from service.engine.engine import Engine
+from service.engine.sessions import Sessions
 from service.metrics import Metrics
 from service.repository.limits import limits_of
 from service.repository.model_settings import ModelSettings
@@ -28,9 +29,17 @@ class FullError(UnavailableError):
 class Loader:
     """Makes slots of versions. Raises FathomError; then nothing stays open and no room is taken."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, source: Source, room: Room, verify: Verify | None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        source: Source,
+        room: Room,
+        verify: Verify | None,
+        sessions: Sessions,
+    ) -> None:
         self._settings, self._metrics, self._source, self._room = settings, metrics, source, room
-        self._verify = verify
+        self._verify, self._sessions = verify, sessions
 
     async def load(self, key: Key, settings: ModelSettings, stamp: str, is_urgent: bool) -> Slot:
         """One version, ready to answer. Without urgency nobody leaves to make room for it: then FullError."""
@@ -55,7 +64,7 @@ class Loader:
         if not bound.is_module:  # a function may wait for something, or want no event loop around it
             limits = replace(limits, batch=replace(limits.batch, max_inline_s=0.0))
         opened = Opened(manifest, bound.open(name), limits, None, None)
-        return Slot(engine_of(opened, self._metrics), 0, "", is_bound=True)
+        return Slot(engine_of(opened, self._metrics, self._sessions), 0, "", is_bound=True)
 
     async def free(self, slot: Slot) -> None:
         """Once nobody needs it, let a version answer what is queued and close it."""
@@ -66,7 +75,7 @@ class Loader:
         await asyncio.to_thread(give_back_memory)
 
     async def _engine(self, directory: Path, settings: ModelSettings, own: Settings) -> Engine:
-        engine = engine_of(await asyncio.to_thread(self._open, directory, own), self._metrics)
+        engine = engine_of(await asyncio.to_thread(self._open, directory, own), self._metrics, self._sessions)
         if settings.warm_up:
             from service.repository.rehearsal import rehearse  # brings the web framework along
 

@@ -14,6 +14,8 @@ from service.backends.protocol import Backend
 from service.engine.encoder import EncoderEngine
 from service.engine.engine import Engine, EngineLimits
 from service.engine.language import LanguageEngine
+from service.engine.sequence import SequenceEngine
+from service.engine.sessions import Sessions
 from service.engine.tensor import TensorEngine
 from service.engine.warm import warm_up
 from service.metrics import Metrics, ModelMetrics
@@ -88,12 +90,14 @@ def _refuse_untrained(manifest: Manifest, settings: Settings) -> None:
         )
 
 
-def engine_of(opened: Opened, metrics: Metrics) -> Engine:
+def engine_of(opened: Opened, metrics: Metrics, sessions: Sessions) -> Engine:
     """The engine, its device thread started. To be called on the event loop."""
     manifest, backend, limits = opened.manifest, opened.backend, opened.limits
     bound = ModelMetrics(metrics, manifest.name, manifest.version)
     if opened.encoder_tokenizer is not None:
         return EncoderEngine(manifest, backend, limits, bound, opened.encoder_tokenizer)
+    if manifest.sequence is not None:
+        return SequenceEngine(manifest, backend, limits, bound, sessions)
     if opened.tokenizer is None:
         return TensorEngine(manifest, backend, limits, bound)
     return LanguageEngine(manifest, backend, limits, bound, opened.tokenizer, opened.chat)

@@ -10,6 +10,7 @@ from models.artifact import Verify
 from models.errors import UnavailableError
 from service.bound import Bound
 from service.engine.engine import Engine
+from service.engine.sessions import Sessions
 from service.metrics import Metrics
 from service.repository.catalog import Catalog
 from service.repository.loader import Loader
@@ -26,11 +27,17 @@ class Shelf:
     """Loads and frees, and keeps the catalog true. A version is replaced only by one that is ready."""
 
     def __init__(
-        self, settings: Settings, metrics: Metrics, source: Source, catalog: Catalog, verify: Verify | None
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        source: Source,
+        catalog: Catalog,
+        verify: Verify | None,
+        sessions: Sessions,
     ) -> None:
         self._catalog, self._metrics = catalog, metrics
         self._room = Room(settings.models_bytes, settings.drain_s, catalog.ready, self._evict)
-        self._loader = Loader(settings, metrics, source, self._room, verify)
+        self._loader = Loader(settings, metrics, source, self._room, verify, sessions)
         self._loads: dict[Key, asyncio.Task[Slot]] = {}  # whoever wants the same version waits for the same load
         self._leaving: dict[asyncio.Task[None], Slot] = {}
 

@@ -5,6 +5,7 @@ from random import Random
 import numpy as np
 
 from models.chain import Chain
+from service.cola.classify import row_sample
 from service.cola.evaluator import Answer
 from service.cola.space import Space
 from service.engine.encoder import EncoderEngine
@@ -12,6 +13,7 @@ from service.engine.engine import Engine
 from service.engine.language import LanguageEngine
 from service.engine.prefix import PrefixCache
 from service.engine.sampling import log_softmax
+from service.engine.sequence import SequenceEngine
 from service.engine.shared import SharedSample, text_sample
 from service.engine.tensor import TensorEngine, read_inputs
 
@@ -43,6 +45,8 @@ async def log_probability(
     """
     (outputs,) = (await engine.explore(_shared(engine, sample, answer), [engine.full])).outputs
     logits = next(iter(outputs.values()))  # [T, V] for T answer tokens, or [C] for classes
+    if isinstance(engine, SequenceEngine):
+        logits = logits[-1]  # [T, C] for each step
     each = logits.reshape(len(answer.token_ids), -1)
     places = np.arange(len(each)), np.asarray(answer.token_ids)
     return [float(log_softmax((each / one).astype(np.float32))[places].sum()) for one in temperatures]
@@ -52,6 +56,8 @@ def sampling_cost(engine: Engine, sample: object, answer: Answer) -> tuple[int, 
     """Layer evaluations of drawing answers of this length: once for the prompt, then for each answer."""
     if isinstance(engine, EncoderEngine):
         return 0, engine.num_layers * len(engine.tokens(sample).ids)  # type: ignore[arg-type]
+    if isinstance(engine, SequenceEngine):
+        return 0, engine.num_layers * len(engine.sequences([sample])[0])
     if not isinstance(engine, LanguageEngine):
         return 0, engine.num_layers
     prompt = engine.encode(sample)  # type: ignore[arg-type]
@@ -66,4 +72,4 @@ def _shared(engine: Engine, sample: object, answer: Answer) -> SharedSample:
     if isinstance(engine, EncoderEngine):
         return engine.sample(engine.tokens(sample), cache)  # type: ignore[arg-type]
     assert isinstance(engine, TensorEngine)
-    return SharedSample(read_inputs([sample], engine.manifest.inputs), cache)
+    return row_sample(engine, read_inputs([sample], engine.manifest.inputs), cache)

@@ -57,8 +57,8 @@ class Methods:
     async def model_infer(self, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
         """Run every row along its chain."""
         state = self._state
-        engine = await state.registry.get(request.model_name, request.model_version or None)
         body = messages.body_of(request)
+        engine = await infer.engine_of(request.model_name, request.model_version, body.parameters, state.registry)
         told = await infer.answer(body, messages.data_of(request), engine, state.settings, state.memory)
         response: pb.ModelInferResponse = messages.response_of(request, body, engine, told)
         return response

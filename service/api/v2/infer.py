@@ -10,21 +10,26 @@ from starlette.responses import Response
 
 from models.chain import Chain
 from models.errors import InputError
+from service.api.sessions import engine_for, refuse_stateless
 from service.api.v2 import encoded, tensors, texts
 from service.api.v2.body import BINARY, DOCUMENT_BYTES, JSON, DirectTensorRoute, TensorRequest
 from service.api.v2.generate import sampling, tighten
-from service.api.v2.schemas import InferRequest, InferResponse, Ran
+from service.api.v2.schemas import InferParameters, InferRequest, InferResponse, Ran
 from service.api.v2.tensors import Output
 from service.cola.memory import Memory
 from service.engine.encoder import EncoderEngine
 from service.engine.engine import Engine
 from service.engine.language import LanguageEngine
+from service.engine.sequence import SequenceEngine
+from service.engine.sessions import SessionAsked
 from service.engine.tensor import TensorEngine
 from service.engine.terms import noted
+from service.registry import Registry
 from service.settings import Settings
 
 # What a model without text can be told.
 _FOR_TENSORS = {"chain", "depth", "binary_data_output", "timeout", "priority"}
+_FOR_SEQUENCES = {"sequence_id", "sequence_start", "sequence_end"}
 _AS_BYTES = {BINARY: {"schema": {"type": "string", "format": "binary"}}}
 _HEADER = {
     "name": DOCUMENT_BYTES,
@@ -54,7 +59,7 @@ class Answer:
 async def infer(model: str, body: InferRequest, request: TensorRequest, version: str | None = None) -> Response:
     """Run every row along its chain."""
     state = request.app.state
-    engine = await state.registry.get(model, version)
+    engine = await engine_of(model, version, body.parameters, state.registry)
     _check_names(body, engine)
     data = tensors.pieces(body.inputs, request.binary)
     return _response(body, engine, await answer(body, data, engine, state.settings, state.memory))
@@ -83,7 +88,19 @@ async def answer(
     assert isinstance(engine, TensorEngine)
     arrays = tensors.read(body.inputs, data, engine.manifest.inputs)
     _check_outputs(body, [spec.name for spec in engine.manifest.outputs])
+    if (asked := _sequence(body.parameters)) is not None:
+        assert isinstance(engine, SequenceEngine)
+        return await _go_on(body, engine, arrays, asked)
     return await _run(body, engine, arrays, memory)
+
+
+async def engine_of(model: str, version: str | None, parameters: InferParameters, registry: Registry) -> Engine:
+    """The engine that answers; of a sequence that is under way, that of its version."""
+    if (asked := _sequence(parameters)) is None:
+        return await registry.get(model, version or None)
+    engine = await engine_for(registry, model, version or None, None if asked.starts else asked.id)
+    refuse_stateless(engine)
+    return engine
 
 
 async def _generate(body: InferRequest, engine: LanguageEngine, prompts: list[str], memory: Memory) -> Answer:
@@ -95,7 +112,7 @@ async def _generate(body: InferRequest, engine: LanguageEngine, prompts: list[st
 
 
 async def _run(body: InferRequest, engine: TensorEngine, arrays: dict[str, tensors.Array], memory: Memory) -> Answer:
-    if foreign := sorted(body.parameters.model_fields_set - _FOR_TENSORS):
+    if foreign := sorted(body.parameters.model_fields_set - _FOR_TENSORS - _FOR_SEQUENCES):
         raise InputError(f"model {engine.manifest.name!r} writes no text; leave {foreign} out of the parameters")
     chain = await memory.resolve(body.parameters.chain_of(engine), engine, arrays)
     chains = engine.affordable_chains(chain, len(next(iter(arrays.values()))))
@@ -103,6 +120,27 @@ async def _run(body: InferRequest, engine: TensorEngine, arrays: dict[str, tenso
     written = [tensors.write(outputs[spec.name], spec) for spec in engine.manifest.outputs]
     executed = 0 if timing.is_cached else sum(len(one.layers) for one in chains)
     return Answer(written, ran(chains, executed, engine.num_layers * len(chains)))
+
+
+async def _go_on(
+    body: InferRequest, engine: SequenceEngine, arrays: dict[str, tensors.Array], asked: SessionAsked
+) -> Answer:
+    if foreign := sorted(body.parameters.model_fields_set - _FOR_TENSORS - _FOR_SEQUENCES):
+        raise InputError(f"model {engine.manifest.name!r} writes no text; leave {foreign} out of the parameters")
+    said = body.parameters.model_fields_set & {"chain", "depth"}
+    done = await engine.go_on(arrays, body.parameters.chain_of(engine) if said else None, asked)
+    written = [tensors.write(done.outputs[spec.name][None], spec) for spec in engine.manifest.outputs]
+    told = ran([done.chain], done.layers_executed, engine.num_layers * done.num_passes)
+    return Answer(written, told.model_copy(update={"sequence_steps": done.num_steps_read}))
+
+
+def _sequence(parameters: InferParameters) -> SessionAsked | None:
+    """What is said of a sequence, in the words of Triton. Raises InputError for its start or end without an id."""
+    if not parameters.sequence_id:
+        if parameters.sequence_start or parameters.sequence_end:
+            raise InputError("sequence_start or sequence_end came without a sequence_id; send one, not 0")
+        return None
+    return SessionAsked(str(parameters.sequence_id), parameters.sequence_start, parameters.sequence_end)
 
 
 def ran(chains: Sequence[Chain], executed: int, full: int) -> Ran:

@@ -4,7 +4,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator
 
-from service.api.schemas import CACHED, DEGRADED, Body, ChainChoice, PriorityField, SamplingParameters
+from service.api.schemas import (
+    CACHED,
+    DEGRADED,
+    WARNINGS,
+    Body,
+    ChainChoice,
+    PriorityField,
+    SamplingParameters,
+    SessionId,
+    is_none,
+)
 
 _Size = Annotated[int, Field(ge=0)]
 _Shape = Annotated[list[_Size], Field(max_length=32)]
@@ -80,6 +90,11 @@ class InferParameters(RideAlong):
     truncate: bool = Field(False, description="encoders: cut texts that are too long instead of refusing them")
     prompt: str | None = Field(None, description="encoders: the name of one of the model's prompts, put before a text")
 
+    sequence_id: Annotated[int, Field(ge=0)] | SessionId | Literal[""] = Field(
+        0, description="recurrent models: which sequence these are the next steps of; 0 or empty is none"
+    )
+    sequence_start: bool = Field(False, description="begin it, whatever was there under this id")
+    sequence_end: bool = Field(False, description="forget it after this answer")
     binary_data_output: bool = Field(False, description="send outputs as binary data, unless one says otherwise")
 
 
@@ -131,6 +146,10 @@ class Ran(BaseModel):
     layers_full: int = Field(description="what the full chain would have executed")
     degraded: bool | None = DEGRADED
     cached: int | None = CACHED
+    warnings: list[str] | None = WARNINGS
+    sequence_steps: int | None = Field(
+        None, exclude_if=is_none, description="steps of its sequence read so far, in all requests"
+    )
 
 
 class OutputParameters(BaseModel):
