@@ -68,5 +68,13 @@ class UnavailableError(FathomError):
     """A server that drains or a model that is still loading."""
 
 
+class GroupLostError(UnavailableError):
+    """Ranks of a model that are gone, and what they held with them; `retry_after_s` says when new ones may be there."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class VerifierError(FathomError):
     """A verifier of answers that hangs, fails, lies or does not exist."""

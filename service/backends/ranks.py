@@ -1,0 +1,139 @@
+"""One rank's part of a model, opened: the group joined and timed, weights loaded. Knows no program and no socket."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import torch
+from torch import Tensor
+from torch._C._distributed_c10d import FileStore, Store, TCPStore
+
+from models.artifact import Manifest
+from models.errors import BackendError
+from models.parallel.group import Group, Handle, join_group
+from service.backends.protocol import Backend, Dtype
+from service.backends.sharded import open_sharded
+from service.backends.torch_arrays import torch_device
+
+
+@dataclass(frozen=True, slots=True)
+class RankOpening:
+    """What a rank opens, and on what. timeout_s bounds the meeting of ranks, and every collective after it.
+
+    store: the file through which ranks of one machine meet, or tcp://host:port of what the first rank has `hosted`.
+    """
+
+    manifest: Manifest
+    directory: Path
+    store: str
+    hosted: Store | None
+    timeout_s: float
+    device: str
+    dtype: Dtype
+    num_threads: int
+    num_pages: int
+    page_size: int
+
+
+class TimedGroup:
+    """A group that counts its collectives, and the seconds that its rank did nothing but wait for them.
+
+    On a GPU waiting is the device's: the host only queues it, and counts next to nothing.
+    """
+
+    def __init__(self, group: Group, device: torch.device) -> None:
+        self._group, self._probed = group, torch.zeros(1024, device=device)
+        self.num_collectives, self.waited_s, self.has_failed = 0, 0.0, False
+
+    @property
+    def rank(self) -> int:
+        return self._group.rank
+
+    @property
+    def size(self) -> int:
+        return self._group.size
+
+    def all_reduce(self, tensor: Tensor) -> Handle:
+        with self.counting():
+            handle = self._group.all_reduce(tensor)
+        self.num_collectives += 1
+        return _Timed(self, handle)
+
+    def all_gather(self, tensor: Tensor, dim: int) -> Tensor:
+        self.num_collectives += 1
+        with self.counting():
+            return self._group.all_gather(tensor, dim)
+
+    def leave(self) -> None:
+        self._group.leave()
+
+    def probe(self) -> float:
+        """Seconds of one all-reduce that nothing hides: of its latency, for it is of few bytes."""
+        started = time.perf_counter()
+        with self.counting():
+            self._group.all_reduce(self._probed).wait()
+            if self._probed.is_cuda:
+                torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """What is done within is waiting; if it fails the group is of no use any more."""
+        started = time.perf_counter()
+        try:
+            yield
+        except BackendError:
+            self.has_failed = True
+            raise
+        finally:
+            self.waited_s += time.perf_counter() - started
+
+
+@dataclass(frozen=True, slots=True)
+class _Timed:
+    group: TimedGroup
+    handle: Handle
+
+    def wait(self) -> None:
+        with self.group.counting():
+            self.handle.wait()
+
+
+def open_rank(rank: int, size: int, opening: RankOpening) -> tuple[Backend, TimedGroup]:
+    """Meet the other ranks, and load this one's part. Raises BackendError."""
+    torch.set_num_threads(opening.num_threads)
+    device = torch_device(opening.device)
+    if device.type == "cuda":
+        device = torch.device("cuda", rank % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    store = opening.hosted or _store(opening, size)
+    group = TimedGroup(join_group(rank, size, store, opening.timeout_s, device.type), device)
+    backend = open_sharded(
+        opening.manifest,
+        opening.directory,
+        group,
+        opening.num_pages,
+        opening.page_size,
+        opening.dtype,
+        opening.device,
+    )
+    return backend, group
+
+
+def host_store(size: int) -> TCPStore:
+    """Where ranks can meet that have no files in common; on a free port of this machine."""
+    return TCPStore("localhost", 0, size, is_master=True, wait_for_workers=False)
+
+
+def _store(opening: RankOpening, size: int) -> Store:
+    if not opening.store.startswith("tcp://"):
+        return FileStore(opening.store, size)
+    place = urlsplit(opening.store)
+    assert place.hostname is not None
+    assert place.port is not None
+    timeout = timedelta(seconds=opening.timeout_s)
+    return TCPStore(place.hostname, place.port, size, timeout=timeout, wait_for_workers=False)
