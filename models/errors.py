@@ -69,11 +69,14 @@ class UnavailableError(FathomError):
 
 
 class GroupLostError(UnavailableError):
-    """Ranks of a model that are gone, and what they held with them; `retry_after_s` says when new ones may be there."""
+    """Ranks of a model that are gone, and what they held with them; `retry_after_s` says when to come back.
 
-    def __init__(self, message: str, retry_after_s: float) -> None:
+    is_final: they do not come back by themselves.
+    """
+
+    def __init__(self, message: str, retry_after_s: float, is_final: bool = False) -> None:
         super().__init__(message)
-        self.retry_after_s = retry_after_s
+        self.retry_after_s, self.is_final = retry_after_s, is_final
 
 
 class VerifierError(FathomError):

@@ -43,12 +43,14 @@ def serve(
     grpc_port: Annotated[int | None, typer.Option(help="Port for gRPC; none without it.")] = None,
     backend: Annotated[str | None, typer.Option(help="auto, onnx, torchscript, eager or fake.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    tensor_parallel: Annotated[int | None, typer.Option(help="Ranks that share each language model.")] = None,
 ) -> None:
     """Serve the models of a repository over HTTP, and over gRPC where it has a port."""
     from service import server
     from service.settings import read_settings
 
     said: dict[str, object] = {"host": host, "port": port, "grpc_port": grpc_port, "backend": backend, "device": device}
+    said["tensor_parallel"] = tensor_parallel
     server.serve(read_settings(None, repository=repository, **said))
 
 

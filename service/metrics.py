@@ -1,7 +1,9 @@
 """Every metric name, in one place. Seconds and bytes; labels `model` and `version`; no global registry."""
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
@@ -34,6 +36,23 @@ class Watched(Protocol):
     def num_pages_cached(self) -> int: ...
 
 
+class WatchedRanks(Protocol):
+    """The gauges of ranks that share a model; ages, one for each, are empty while they are not up."""
+
+    @property
+    def is_up(self) -> bool: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def build_s(self) -> float: ...
+    @property
+    def ages_s(self) -> Sequence[float]: ...
+    @property
+    def all_reduce_s(self) -> float: ...
+    @property
+    def num_carries(self) -> int: ...
+
+
 class Metrics:
     """The metrics of one process."""
 
@@ -44,8 +63,8 @@ class Metrics:
         def counter(name: str, text: str, labels: Sequence[str] = _MODEL) -> Counter:
             return Counter(f"fathom_{name}", text, labels, registry=registry)
 
-        def gauge(name: str, text: str) -> Gauge:
-            return Gauge(f"fathom_{name}", text, _MODEL, registry=registry)
+        def gauge(name: str, text: str, labels: Sequence[str] = _MODEL) -> Gauge:
+            return Gauge(f"fathom_{name}", text, labels, registry=registry)
 
         def histogram(name: str, text: str, buckets: Sequence[float], labels: Sequence[str] = _MODEL) -> Histogram:
             return Histogram(f"fathom_{name}", text, labels, buckets=buckets, registry=registry)
@@ -97,6 +116,7 @@ class Metrics:
         self.memory_misses = counter("memory_misses", "Inputs that asked for their remembered chain and had none")
         self._add_sessions(counter, gauge)
         self._add_loads(counter, gauge)
+        self._add_ranks(counter, gauge, histogram)
         self.jobs = counter("jobs", "Jobs ended", ("outcome",))
         self.jobs_queued = Gauge("fathom_jobs_queued", "Jobs that wait", registry=registry)
         self.jobs_running = Gauge("fathom_jobs_running", "Jobs that run", registry=registry)
@@ -116,6 +136,21 @@ class Metrics:
         self.reloads = counter("repository_reloads", "Looks at the repository for changes", ("outcome",))
         # Who sets the gauges, the last of them: for a while there are two of a version that is loaded anew.
         self.watching: dict[tuple[str, str], list[ModelMetrics]] = {}
+
+    def _add_ranks(
+        self, counter: Callable[..., Counter], gauge: Callable[..., Gauge], histogram: Callable[..., Histogram]
+    ) -> None:
+        self.ranks_up = gauge("ranks_up", "1 while all ranks of a shared model are up")
+        self.ranks_epoch = gauge("ranks_epoch", "Times the ranks were started, failures included")
+        self.ranks_start_seconds = gauge("ranks_start_seconds", "Time the last start of all ranks took")
+        self.ranks_all_reduce_seconds = gauge(
+            "ranks_all_reduce_seconds", "An all-reduce alone, when idle; the slowest rank"
+        )
+        self.ranks_carries = gauge("ranks_carries", "Carries that each rank holds")
+        self.ranks_age = gauge("rank_heartbeat_age_seconds", "Time since a rank was heard", (*_MODEL, "rank"))
+        self.ranks_lost = counter("ranks_lost", "Times the ranks were lost, and all that they held")
+        self.ranks_step_seconds = histogram("ranks_step_seconds", "One program, from sent to answered by all", _SECONDS)
+        self.ranks_wait = counter("rank_wait_seconds", "Time a rank only waited for others: exposed", (*_MODEL, "rank"))
 
     def observe_request(self, route: str, outcome: str, seconds: float) -> None:
         """Count an answered request."""
@@ -152,7 +187,7 @@ class ModelMetrics:
         self._cancelled = metrics.cancelled.labels(*self.labels)
         self._expired = metrics.expired.labels(*self.labels)
         self._layers: dict[int, Counter] = {}
-        self._watched: list[tuple[Gauge, Callable[[], float]]] = []
+        self._watched: list[tuple[Gauge, tuple[str, ...], Callable[[], float]]] = []
 
     def count_layer_call(self, layer: int, rows: int, tokens: int) -> None:
         """One `Backend.layer`: `rows` samples made the visit together, with `tokens` real tokens among them."""
@@ -248,11 +283,34 @@ class ModelMetrics:
         self._watch(metrics.pages_used, lambda: watched.num_pages_used)
         self._watch(metrics.pages_cached, lambda: watched.num_pages_cached)
         self._watch(metrics.pages, lambda: num_pages)
-        metrics.ready.labels(*self.labels).set(1)
+        self._watch(metrics.ready, lambda: 1.0)
 
-    def _watch(self, gauge: Gauge, value: Callable[[], float]) -> None:
-        self._watched.append((gauge, value))
-        gauge.labels(*self.labels).set_function(value)
+    def watch_ranks(self, watched: WatchedRanks, size: int) -> None:
+        """Read the gauges of ranks whenever they are scraped; the model is ready while they are up."""
+        metrics = self._metrics
+        self._watch(metrics.ready, lambda: float(watched.is_up))
+        self._watch(metrics.ranks_up, lambda: float(watched.is_up))
+        self._watch(metrics.ranks_epoch, lambda: watched.epoch)
+        self._watch(metrics.ranks_start_seconds, lambda: watched.build_s)
+        self._watch(metrics.ranks_all_reduce_seconds, lambda: watched.all_reduce_s)
+        self._watch(metrics.ranks_carries, lambda: watched.num_carries)
+        for rank in range(size):
+            self._watch(metrics.ranks_age, partial(_at, watched, rank), str(rank))
+
+    def observe_step(self, seconds: float, waited_s: Sequence[float]) -> None:
+        """Count one program of the ranks, and how long each of them only waited for the others."""
+        self._metrics.ranks_step_seconds.labels(*self.labels).observe(seconds)
+        for rank, waited in enumerate(waited_s):
+            self._metrics.ranks_wait.labels(*self.labels, str(rank)).inc(waited)
+
+    def observe_loss(self) -> None:
+        """Count a loss of the ranks."""
+        self._metrics.ranks_lost.labels(*self.labels).inc()
+
+    def _watch(self, gauge: Gauge, value: Callable[[], float], *more: str) -> None:
+        labels = (*self.labels, *more)
+        self._watched.append((gauge, labels, value))
+        gauge.labels(*labels).set_function(value)
 
     def observe_load(self, seconds: float) -> None:
         """Note how long loading took."""
@@ -265,9 +323,16 @@ class ModelMetrics:
             return
         others.remove(self)
         if others:
-            for gauge, value in others[-1]._watched:
-                gauge.labels(*self.labels).set_function(value)
+            for gauge, labels, value in others[-1]._watched:
+                gauge.labels(*labels).set_function(value)
             return
-        for gauge in (*(gauge for gauge, _ in self._watched), metrics.load_seconds):
-            gauge.remove(*self.labels)
+        for gauge, labels, _ in self._watched:
+            gauge.remove(*labels)
+        metrics.load_seconds.remove(*self.labels)
         metrics.ready.labels(*self.labels).set(0)
+
+
+def _at(watched: WatchedRanks, rank: int) -> float:
+    """The age of one rank; none while it is not up."""
+    ages_s = watched.ages_s
+    return ages_s[rank] if ages_s else math.nan

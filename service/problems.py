@@ -27,6 +27,7 @@ from models.errors import (
     FathomError,
     FullError,
     GoneError,
+    GroupLostError,
     InputError,
     LengthError,
     ModelError,
@@ -62,6 +63,7 @@ _TABLE: Sequence[tuple[type[FathomError], int, str]] = (
     (FullError, 429, "Too many sessions"),
     (OverloadError, 429, "The queue is full"),
     (DeadlineError, 504, "The time is over"),
+    (GroupLostError, 503, "The ranks were lost"),
     (UnavailableError, 503, "Not serving right now"),
     (ArtifactError, 409, "The artifact cannot be loaded"),
     (VerifierError, 502, "The verifier failed"),
@@ -101,9 +103,13 @@ def problem_of(error: Exception) -> Response:
         _log.error("request failed", exc_info=error)
     if isinstance(error, RequestValidationError):
         return _malformed(error)
-    response = problem(*facts_of(error))
-    if isinstance(error, OverloadError):
-        response.headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+    if not isinstance(error, OverloadError | GroupLostError):
+        return problem(*facts_of(error))
+    retry_after_s = max(1, math.ceil(error.retry_after_s))
+    # In the document as well: a stream that ends with it has sent its headers.
+    members: dict[str, Any] = {"retry_after_s": retry_after_s} if isinstance(error, GroupLostError) else {}
+    response = problem(*facts_of(error), **members)
+    response.headers["retry-after"] = str(retry_after_s)
     return response
 
 

@@ -44,7 +44,13 @@ class Registry:
 
     @property
     def is_ready(self) -> bool:
-        """The first look at the repository is over, and at least one model serves or will with its first request."""
+        """The first look at the repository is over, and at least one model serves or will with its first request.
+
+        While ranks are started anew nothing is: other servers have all of theirs.
+        """
+        troubles = [slot.engine.trouble for _, slot in self._catalog.ready()]
+        if any(trouble and not trouble.is_final for trouble in troubles):
+            return False
         return self._is_started and any(map(self._catalog.may_answer, self.states()))
 
     def states(self) -> dict[Key, Entry]:
@@ -68,6 +74,9 @@ class Registry:
     def check(self, name: str, version: str | None = None, takes_turn: bool = False) -> Key:
         """The version that would answer. Raises UnknownModelError or UnavailableError."""
         key = self._catalog.key_of(name, version, takes_turn)
+        slot = self._catalog.entries.get(key, Entry("available")).slot
+        if trouble := slot and slot.engine.trouble:
+            raise trouble
         if not self._catalog.may_answer(key):
             entry = self.states()[key]
             raise UnavailableError(f"model {key[0]!r} is {entry.state}{': ' if entry.reason else ''}{entry.reason}")

@@ -81,6 +81,17 @@ class Settings(BaseSettings):
         description="models, by name and separated by commas, to serve for measuring time although their weights were "
         "not trained in their residual form and their answers mean nothing",
     )
+    tensor_parallel: int = Field(
+        1, ge=1, le=1024, description="ranks that share each language model; 1 runs it in this process"
+    )
+    step_deadline_s: float = Field(20.0, gt=0, description="how long ranks may take for one pass before they are lost")
+    group_timeout_s: float = Field(
+        30.0, gt=0, description="how long ranks wait for each other; more than the step deadline, less than a request's"
+    )
+    ranks_address: str | None = Field(
+        None, description="tcp://host:port where ranks of other machines come to; without it they are started here"
+    )
+    ranks_secret: Path | None = Field(None, description="file with the secret that ranks of other machines know")
     warm_up: bool = Field(True, description="run a model once before it is ready")
     max_batch_rows: int = Field(64, ge=1, le=65536, description="rows of one pass")
     max_batch_tokens: int = Field(8192, ge=1, description="tokens of one pass, padding included")

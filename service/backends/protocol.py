@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,4 +107,25 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Give the memory back."""
+        ...
+
+
+@runtime_checkable
+class Renewable(Protocol):
+    """What a backend has beside the rest if all that it keeps, carries and pages, can be lost and it begins anew.
+
+    Its calls raise GroupLostError from the loss on until `renew`, UnavailableError for carries of before.
+    """
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether everything that was kept is gone."""
+        ...
+
+    def check(self) -> None:
+        """Raise GroupLostError while nothing can be run; from any thread."""
+        ...
+
+    def renew(self) -> None:
+        """Begin anew. Only for who has forgotten every page. Raises GroupLostError while that is too early."""
         ...

@@ -4,6 +4,7 @@ import logging
 from collections import deque
 from collections.abc import Sequence
 
+from models.errors import GroupLostError
 from service.engine.shared import SharedWork, Slices
 from service.engine.shared_runner import SharedRunner
 
@@ -31,13 +32,15 @@ class Background:
             self._batches.append((works, self._runner.run(works)))
 
     def advance(self) -> Sequence[tuple[SharedWork, object]]:
-        """Run one slice: a layer call. Returns what is answered by it, with results or errors."""
+        """Run one slice: a layer call. Returns what it answers, with results or errors. Raises GroupLostError."""
         works, slices = self._batches[0]
         try:
             next(slices)
         except StopIteration as ended:
             self._batches.popleft()
             return list(zip(works, ended.value, strict=True))
+        except GroupLostError:
+            raise
         except Exception as error:
             self._batches.popleft()
             if len(works) == 1:

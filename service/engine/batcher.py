@@ -9,8 +9,8 @@ import threading
 import time
 from collections.abc import Sequence
 
-from models.errors import UnavailableError
-from service.backends.protocol import Array, Backend
+from models.errors import GroupLostError, UnavailableError
+from service.backends.protocol import Array, Backend, Renewable
 from service.engine.admission import WINDOW
 from service.engine.background import Background
 from service.engine.executor import Executor, LayerCounter
@@ -34,6 +34,7 @@ class Batcher:
 
     def __init__(self, backend: Backend, counter: LayerCounter, limits: Limits, queue_limits: QueueLimits) -> None:
         self._backend, self._limits = backend, limits
+        self._renewable = backend if isinstance(backend, Renewable) else None
         executor = Executor(backend, counter)
         self._one_pass = OnePass(executor)
         self._reader = Reader(executor, limits)
@@ -80,12 +81,18 @@ class Batcher:
 
     def submit(self, works: Sequence[Work]) -> None:
         """Queue the samples of one request, all or none. Raises OverloadError, LengthError, UnavailableError."""
+        self.check()
         with self._changed:
             if self._is_closing:
                 raise UnavailableError("the model is being unloaded; send the request again in a moment")
             self._sequences.refuse_oversized(works)
             self._queue.put(works)
             self._summon()
+
+    def check(self) -> None:
+        """Raise GroupLostError while the backend has lost what runs it."""
+        if self._renewable:
+            self._renewable.check()
 
     def withdraw(self, works: Sequence[Work]) -> None:
         """Forget those of a request's samples that still wait; those that run are let go at the next step."""
@@ -121,10 +128,11 @@ class Batcher:
             self._taken = self._queue.take(self._limits)
             overdue = self._queue.take_overdue()
         try:
-            _resolve([*_too_late(overdue), *self._one_pass.run(self._taken)])
+            _resolve(_too_late(overdue))
+            self._renew()
+            _resolve(self._one_pass.run(self._taken))
             self._taken = []
         except Exception as error:
-            _log.exception("a batch on the event loop failed")
             self._give_up(error)
         finally:
             self._device.release()
@@ -138,7 +146,6 @@ class Batcher:
                 try:
                     self._turn()
                 except Exception as error:
-                    _log.exception("a turn of the device thread failed")
                     self._give_up(error)
         with self._device:  # the event loop may be at work on the last batch
             self._backend.close()
@@ -152,6 +159,7 @@ class Batcher:
         return bool(len(self._queue) or self.num_running or len(self._background))
 
     def _turn(self) -> None:
+        self._renew()
         self._release_abandoned()
         with self._changed:
             self._taken = self._queue.take(self._limits)
@@ -160,7 +168,8 @@ class Batcher:
             if not len(self._background):
                 self._begin_search()
             overdue = self._queue.take_overdue()
-        _answer([*_too_late(overdue), *self._one_pass.run(self._taken)])
+        _answer(_too_late(overdue))
+        _answer(self._one_pass.run(self._taken))
         self._taken = []
         self._read(self._reader.next_batch())
         for works in self._generator.next_batches():
@@ -220,9 +229,29 @@ class Batcher:
         self._reader.release([work for work in self._reader if work.future.done()])
         self._background.drop_abandoned()
 
+    def _renew(self) -> None:
+        """Go on with a backend that lost everything since, and is there again. Raises GroupLostError if it is not."""
+        if self._renewable is None or not self._renewable.is_lost:
+            return
+        if self.num_running or len(self._background):
+            self._renewable.check()
+            raise GroupLostError(
+                "what was kept of the request was lost with the ranks that held it; send it again", 1.0
+            )
+        self._sequences.forget()
+        self._renewable.renew()
+
     def _give_up(self, error: Exception) -> None:
-        """Answer everything in hand with the error: nothing that was accepted may be forgotten."""
+        """Answer everything in hand with the error: nothing that was accepted may be forgotten.
+
+        If the backend is lost, what waits is in hand as well: nobody knows whether it comes back.
+        """
         failed = [*self._taken, *self._reader, *self._sequences, *self._background.works]
+        if isinstance(error, GroupLostError):
+            with self._changed:
+                failed += self._queue.clear()
+        else:
+            _log.error("everything in hand failed", exc_info=error)
         self._taken = []
         self._background.clear()
         self._reader.release(list(self._reader))

@@ -10,7 +10,7 @@ from typing import Any, Self, TypeAlias
 
 from models.artifact import Manifest
 from models.chain import Chain
-from models.errors import ChainError, OverloadError
+from models.errors import ChainError, GroupLostError, OverloadError
 from service.backends.protocol import Backend
 from service.engine.batcher import Batcher
 from service.engine.cache import ResponseCache, key_of
@@ -98,6 +98,15 @@ class Engine:
         if self._degrade is None or self.limits.ladder is None:
             return 0
         return self._degrade.step(self.limits.ladder.pressure(*self._batcher.pressure))
+
+    @property
+    def trouble(self) -> GroupLostError | None:
+        """Why nothing can be run, if nothing can."""
+        try:
+            self._batcher.check()
+        except GroupLostError as error:
+            return error
+        return None
 
     async def close(self) -> None:
         """Answer what was accepted, then free the model."""

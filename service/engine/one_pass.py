@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from models.errors import BackendError, FathomError
+from models.errors import BackendError, FathomError, GroupLostError
 from service.engine.executor import Executor
 from service.engine.forward import run_embeds, run_encodes, run_scores, run_tensors
 from service.engine.reader import run_reads
@@ -60,11 +60,16 @@ class OnePass:
 
 
 def run_isolated(run: Callable[[Sequence[_W]], Sequence[Any]], works: Sequence[_W]) -> list[Any]:
-    """Run a batch; if it fails, run each unit alone, so that only the one at fault gets the error."""
+    """Run a batch; if it fails, run each unit alone, so that only the one at fault gets the error.
+
+    Raises GroupLostError, which none of them is at fault for, and all of them suffer.
+    """
     if not works:
         return []
     try:
         return list(run(works))
+    except GroupLostError:
+        raise
     except Exception as error:
         if len(works) == 1:
             _log.exception("a sample failed")

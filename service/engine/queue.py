@@ -134,6 +134,13 @@ class Queue:
             if self._line_of(work).remove(work):
                 self._subtract(work)
 
+    def clear(self) -> list[Work]:
+        """Take everything that waits; it is the caller's to answer."""
+        works = [*self._forward, *self.prompts, *self._search, *self._overdue]
+        self._overdue = []
+        self.withdraw(works)
+        return works
+
     def _take_from(self, line: Line[_W], limits: Limits) -> list[_W]:
         taken: list[_W] = []
         rows = longest = 0

@@ -65,6 +65,11 @@ class Sequences:
         else:
             self._stop(work)
 
+    def forget(self) -> None:
+        """What was kept of everyone is lost; nobody may hold a page any more."""
+        assert not len(self)
+        self.tables = Tables(self.tables.pages.num_pages, self.tables.page_size)
+
     def next_prefills(self) -> list[list[GenerateWork]]:
         """Batches that read prompts: a piece of the oldest long one, and as many short ones as are read together."""
         reading = [work for work in self.running if not work.is_decoding]

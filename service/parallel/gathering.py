@@ -46,6 +46,12 @@ def wires_of(arrivals: Arrivals) -> tuple[list[Wire], list[Wire]]:
     return plans, pulses
 
 
+def processes_of(arrivals: Arrivals) -> list[int]:
+    """The number of each rank's process, on its machine."""
+    names = [arrival.hello.process for (_, role), arrival in sorted(arrivals.items()) if role == "plan"]
+    return [int(name.partition(".")[0]) for name in names]
+
+
 def store_of(arrivals: Arrivals) -> str:
     """Where the first rank lets the others meet, as host and port; empty where a file will do."""
     first = arrivals[0, "plan"]

@@ -23,7 +23,7 @@ _MAX_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Who connects: which rank of how many, by a name of the process, and for what.
+    """Who connects: which rank of how many, by a name that its process alone has, which begins with its number.
 
     A rank has two connections: `plan` for programs, `pulse` for signs of life. store_port: where a first rank that has
     no files in common with the others lets them meet; 0 elsewhere.

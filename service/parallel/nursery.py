@@ -32,6 +32,7 @@ def main() -> None:
             wire.send_json(_done(wire.receive_json(), children, wire))
     except OSError:
         _kill(children)
+        os._exit(0)  # taking torch down takes as long as a server may have left
 
 
 def _done(order: dict[str, Any], children: dict[int, int], wire: Wire) -> dict[str, Any]:

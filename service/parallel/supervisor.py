@@ -7,15 +7,16 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 from models.errors import BackendError, FathomError, GroupLostError
 from service.backends.protocol import Array
 from service.parallel.digest import epoch_key
 from service.parallel.door import Door
-from service.parallel.gathering import Opening, gather, store_of, wires_of
+from service.parallel.gathering import Opening, gather, processes_of, store_of, wires_of
 from service.parallel.launch import Launcher
 from service.parallel.messages import Facts, Welcome
 from service.parallel.program import Op, Program
@@ -43,6 +44,15 @@ class Group:
 
 # What is said to the ranks of an epoch, from its number, its salt, and where its first rank has the others meet.
 Welcoming = Callable[[int, str, str], Welcome]
+
+
+class Observer(Protocol):
+    """Hears of every program and every loss; called from several threads."""
+
+    def observe_step(self, seconds: float, waited_s: Sequence[float]) -> None: ...
+    def observe_loss(self) -> None: ...
+
+
 # Gives a program to what it is called with, or none if this is not the moment.
 Probe = Callable[[Callable[[bytes], object]], None]
 
@@ -67,7 +77,9 @@ class Supervisor:
         self._error: FathomError = BackendError("its ranks were closed while they were started")
         self._is_closing = False
         self._build_s, self._lost_at = 1.0, time.monotonic()
-        self.epoch = self.num_losses = 0
+        self.epoch = 0
+        self.processes: list[int] = []  # of the ranks, on their machines
+        self.observer: Observer | None = None
         # Has ranks meet that nobody asks anything; whoever sends them programs may have something else to tell them.
         self.probe: Probe = _meet
         self._thread = threading.Thread(target=self._live, name="fathom-ranks", daemon=True)
@@ -104,6 +116,16 @@ class Supervisor:
         return watch.ages_s if watch else []
 
     @property
+    def all_reduce_s(self) -> float:
+        """Seconds of the last probe, of the slowest rank."""
+        return max(self._ranks.told.probe_s, default=0.0) if self._ranks else 0.0
+
+    @property
+    def num_carries(self) -> int:
+        """Carries that each rank holds."""
+        return self._ranks.told.num_carries if self._ranks else 0
+
+    @property
     def ranks(self) -> Ranks | None:
         """Those of this epoch, while they are up."""
         return self._ranks
@@ -116,6 +138,7 @@ class Supervisor:
                 f"{name} is broken: its {self.group.size} ranks failed {_MAX_FAILURES} times in a row, at last "
                 f"because {self._broken}; see the log, then unload and load it",
                 _BROKEN_S,
+                is_final=True,
             )
         left_s = max(self._build_s - (time.monotonic() - self._lost_at), 1.0)
         return GroupLostError(
@@ -132,6 +155,8 @@ class Supervisor:
         except LostError as error:
             self._lose(ranks, str(error))
             raise self.lost() from error
+        if self.observer:
+            self.observer.observe_step(ranks.told.step_s, ranks.told.waited_s)
         return outputs
 
     def close(self) -> None:
@@ -183,7 +208,7 @@ class Supervisor:
             self._watch = Watch(ranks, self._alarm, SILENCE_S, partial(self._have_met, ranks))
             self._ranks, self._facts = ranks, facts
             self._changed.notify_all()
-        _log.info("model %s: %d ranks of epoch %d are up", self.group.model, self.group.size, self.epoch)
+        _log.info("model %s: ranks of epoch %d are up: processes %s", self.group.model, self.epoch, self.processes)
         return ranks
 
     def _opened(self) -> tuple[Ranks, Facts]:
@@ -192,6 +217,7 @@ class Supervisor:
         arrivals = gather(self._door.arrivals, self.group.size, self._launcher.patience_s, lambda: self._is_closing)
         welcome = self._welcoming(self.epoch, salt.hex(), store_of(arrivals))
         ranks = Ranks(self.epoch, epoch_key(self._secret, self.epoch, salt), *wires_of(arrivals))
+        self.processes = processes_of(arrivals)
         opening = Opening(ranks, welcome, _START_S, self._alarm)
         try:
             watch = Watch(ranks, self._alarm, _OPENING_SILENCE_S, lambda: None)
@@ -235,7 +261,8 @@ class Supervisor:
                 return
             self._ranks = self._watch = None
             self._reason, self._lost_at = reason, time.monotonic()
-            self.num_losses += 1
+        if self.observer:
+            self.observer.observe_loss()
         ranks.cut()
         self._alarm.ring()
 

@@ -82,7 +82,7 @@ Open = Callable[[Place, Share], Opened]
 def run(place: Place, open_share: "Open | None" = None) -> int:
     """Be a rank until it is over; the exit code, 0 after an end in order."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal, meant for the leader
-    process = os.urandom(8).hex()
+    process = f"{os.getpid()}.{os.urandom(4).hex()}"
     plan, beats = (_connect(place, process, role) for role in ("plan", "pulse"))
     try:
         welcome = welcome_of(plan.receive_json(_WAITING_S))
@@ -126,16 +126,16 @@ class Rank:
         return 0
 
     def _answer(self, body: bytearray) -> None:
-        started = time.perf_counter()
-        outcome = self._interpreter.run(body)
         group = self._opened.group
+        started, waited_s = time.perf_counter(), group.waited_s
+        outcome = self._interpreter.run(body)
         trace = ",".join(map(str, (*outcome.trace, group.num_collectives))).encode()
         report = {
             "digest": self._done.extend(self._asked.digest, trace).hex(),
             "looked": look(outcome.outputs),
             "num_carries": self._interpreter.num_carries,
             "busy_s": time.perf_counter() - started,
-            "waited_s": group.waited_s,
+            "waited_s": group.waited_s - waited_s,
             "has_failed": group.has_failed,
             "probe_s": self._probe_s,
             "error": told(outcome.error) if outcome.error else None,

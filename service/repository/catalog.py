@@ -66,7 +66,10 @@ class Catalog:
     def states(self) -> dict[Key, Entry]:
         """Every version in the repository or in memory, by (model, version)."""
         on_disk = ((name, version) for name, found in self._on_disk().items() for version in found)
-        found = {**{key: Entry("available") for key in on_disk}, **self.entries}
+        found = {
+            **{key: Entry("available") for key in on_disk},
+            **{key: _seen(one) for key, one in self.entries.items()},
+        }
         return {
             key: entry if entry.reason else replace(entry, reason=self.complaints.get(key[0], ""))
             for key, entry in found.items()
@@ -119,7 +122,7 @@ class Catalog:
     def may_answer(self, key: Key) -> bool:
         """Whether a version serves, or will for the next request."""
         entry = self.entries.get(key)
-        return bool(entry and entry.slot) or self.is_due(key)
+        return bool(entry and entry.slot and not entry.slot.engine.trouble) or self.is_due(key)
 
     def find(self, name: str, version: str | None) -> Slot | None:
         """What answers a name if that was settled before."""
@@ -194,6 +197,14 @@ class Catalog:
             f"no model {name!r}{f' version or label {version!r}' if version else ''}; "
             f"there are {[f'{model}/{found}' for model, found in known]}{told}"
         )
+
+
+def _seen(entry: Entry) -> Entry:
+    """Where a version stands for others: what is loaded may have lost what runs it."""
+    trouble = entry.slot.engine.trouble if entry.slot else None
+    if trouble is None:
+        return entry
+    return replace(entry, state="failed" if trouble.is_final else "loading", reason=str(trouble))
 
 
 def _made_room(entry: Entry) -> bool:

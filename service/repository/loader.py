@@ -1,6 +1,7 @@
 """Loads one version: fetched, given room, opened in a thread, warmed up, and rehearsed; and frees it again."""
 
 import asyncio
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from service.repository.limits import limits_of
 from service.repository.model_settings import ModelSettings
 from service.repository.opening import Opened, engine_of, open_version
 from service.repository.room import Room
+from service.repository.sharing import backend_of
 from service.repository.slots import Key, Slot
 from service.repository.source import Source, folder_stamp
 from service.settings import Settings
@@ -75,7 +77,13 @@ class Loader:
         await asyncio.to_thread(give_back_memory)
 
     async def _engine(self, directory: Path, settings: ModelSettings, own: Settings) -> Engine:
-        engine = engine_of(await asyncio.to_thread(self._open, directory, own), self._metrics, self._sessions)
+        given_up = threading.Event()
+        try:
+            opened = await asyncio.to_thread(self._open, directory, own, given_up)
+        except asyncio.CancelledError:
+            given_up.set()
+            raise
+        engine = engine_of(opened, self._metrics, self._sessions)
         if settings.warm_up:
             from service.repository.rehearsal import rehearse  # brings the web framework along
 
@@ -94,11 +102,11 @@ class Loader:
         except OSError as error:
             raise ArtifactError(f"{place} cannot be read: {error.strerror or error}; export the model again") from error
         manifest = parse_manifest(content, place)
-        return sum(manifest.files[name].size_bytes for name in files_of(manifest, settings.backend))
+        return sum(manifest.files[name].size_bytes for name in files_of(manifest, backend_of(manifest, settings)))
 
-    def _open(self, directory: Path, settings: Settings) -> Opened:
+    def _open(self, directory: Path, settings: Settings, given_up: threading.Event) -> Opened:
         before = folder_stamp(directory)
-        opened = open_version(directory, settings, self._verify)
+        opened = open_version(directory, settings, self._verify, given_up)
         if folder_stamp(directory) != before:
             opened.backend.close()
             raise ArtifactError(

@@ -21,6 +21,10 @@ SETTINGS = "settings.json"
 # What a model may set for itself; bounds and meaning are those of the settings of the server.
 LIMITS = (
     "num_threads",
+    "tensor_parallel",
+    "step_deadline_s",
+    "group_timeout_s",
+    "ranks_address",
     "max_batch_rows",
     "max_batch_tokens",
     "max_prefill_tokens",

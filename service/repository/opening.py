@@ -1,5 +1,6 @@
 """From the files of a version to what an engine is made of. Blocks: done in a thread beside the event loop."""
 
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from models.lm.residual import parse_form
 from models.lm.tokenizer import Tokenizer
 from service.backends.open import item_bytes, num_pages_within, open_backend
 from service.backends.protocol import Backend
+from service.backends.remote import RemoteBackend
 from service.engine.encoder import EncoderEngine
 from service.engine.engine import Engine, EngineLimits
 from service.engine.language import LanguageEngine
@@ -19,7 +21,9 @@ from service.engine.sessions import Sessions
 from service.engine.tensor import TensorEngine
 from service.engine.warm import warm_up
 from service.metrics import Metrics, ModelMetrics
+from service.parallel.leader import open_ranks
 from service.repository.limits import limits_of
+from service.repository.sharing import backend_of, is_shared, ranking_of
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -38,8 +42,13 @@ class Opened:
     encoder_tokenizer: EncoderTokenizer | None = None
 
 
-def open_version(directory: Path, settings: Settings, verify: Verify | None = None) -> Opened:
-    """Check a version's files, load them and run them once. Raises FathomError; then nothing stays open."""
+def open_version(
+    directory: Path, settings: Settings, verify: Verify | None = None, given_up: threading.Event | None = None
+) -> Opened:
+    """Check a version's files, load them and run them once. Raises FathomError; then nothing stays open.
+
+    Who waits for ranks that take long, or never come, may give them up.
+    """
     manifest = read_manifest(directory, verify)
     if (manifest.name, manifest.version) != (directory.parent.name, directory.name):
         raise ArtifactError(f"{directory} holds {manifest.name!r} version {manifest.version!r}; export it again")
@@ -49,19 +58,24 @@ def open_version(directory: Path, settings: Settings, verify: Verify | None = No
     chat = _chat(language, directory) if language else None
     encoder_tokenizer = EncoderTokenizer(directory / manifest.encoder.tokenizer) if manifest.encoder else None
     size = settings.kv_page_tokens
-    number = item_bytes(manifest, settings.backend, settings.dtype)
+    number = item_bytes(manifest, backend_of(manifest, settings), settings.dtype)
     pages = num_pages_within(manifest, settings.max_batch_rows, settings.kv_bytes, size, number)
-    backend = open_backend(
-        manifest,
-        directory,
-        settings.backend,
-        settings.device,
-        settings.num_threads,
-        pages,
-        size,
-        settings.dtype,
-        settings.prepack,
-    )
+    backend: Backend
+    if is_shared(manifest, settings):
+        ranking = ranking_of(manifest, settings)
+        backend = open_ranks(manifest, directory, ranking, pages, size, given_up or threading.Event())
+    else:
+        backend = open_backend(
+            manifest,
+            directory,
+            settings.backend,
+            settings.device,
+            settings.num_threads,
+            pages,
+            size,
+            settings.dtype,
+            settings.prepack,
+        )
     if settings.warm_up:
         try:
             warm_up(manifest, backend, limits.batch)
@@ -94,13 +108,19 @@ def engine_of(opened: Opened, metrics: Metrics, sessions: Sessions) -> Engine:
     """The engine, its device thread started. To be called on the event loop."""
     manifest, backend, limits = opened.manifest, opened.backend, opened.limits
     bound = ModelMetrics(metrics, manifest.name, manifest.version)
+    engine: Engine
     if opened.encoder_tokenizer is not None:
-        return EncoderEngine(manifest, backend, limits, bound, opened.encoder_tokenizer)
-    if manifest.sequence is not None:
-        return SequenceEngine(manifest, backend, limits, bound, sessions)
-    if opened.tokenizer is None:
-        return TensorEngine(manifest, backend, limits, bound)
-    return LanguageEngine(manifest, backend, limits, bound, opened.tokenizer, opened.chat)
+        engine = EncoderEngine(manifest, backend, limits, bound, opened.encoder_tokenizer)
+    elif manifest.sequence is not None:
+        engine = SequenceEngine(manifest, backend, limits, bound, sessions)
+    elif opened.tokenizer is None:
+        engine = TensorEngine(manifest, backend, limits, bound)
+    else:
+        engine = LanguageEngine(manifest, backend, limits, bound, opened.tokenizer, opened.chat)
+    if isinstance(backend, RemoteBackend):
+        backend.supervisor.observer = bound
+        bound.watch_ranks(backend.supervisor, backend.supervisor.group.size)
+    return engine
 
 
 def _chat(language: LanguageSpec, directory: Path) -> "ChatTemplate | None":

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import grpc
 from google.protobuf.message import Message
 
-from models.errors import OverloadError, UnavailableError
+from models.errors import GroupLostError, OverloadError, UnavailableError
 from service.access import usable_id
 from service.callers import read_terms
 from service.engine.terms import Told, set_terms
@@ -128,7 +128,7 @@ def said_of(error: Exception) -> str:
 
 
 async def _abort(context: Any, error: Exception) -> None:
-    if isinstance(error, OverloadError):
+    if isinstance(error, OverloadError | GroupLostError):
         after = (_RETRY_AFTER, str(max(1, math.ceil(error.retry_after_s))))
         context.set_trailing_metadata((*context.trailing_metadata(), after))
     await context.abort(code_of(error), said_of(error))
