@@ -124,6 +124,12 @@ def open_rank(rank: int, size: int, opening: RankOpening) -> tuple[Backend, Time
     return backend, group
 
 
+def prepare() -> None:
+    """Have torch import what it would import when the first model is built, which takes as long as torch itself."""
+    with torch.device("meta"):
+        torch.nn.Embedding(1, 1)
+
+
 def host_store(size: int) -> TCPStore:
     """Where ranks can meet that have no files in common; on a free port of this machine."""
     return TCPStore("localhost", 0, size, is_master=True, wait_for_workers=False)

@@ -75,7 +75,8 @@ class RemoteBackend:
         ranks = self.supervisor.ranks
         if ranks is None:
             raise self.supervisor.lost()
-        self._begin(ranks.epoch)
+        with self._lock:
+            self._begin(ranks.epoch)
 
     def embed(self, inputs: Mapping[str, Array], rows: Rows | None = None) -> Carry:
         tokens = inputs.get("token_ids")

@@ -1,6 +1,7 @@
 """From connections that come in to ranks that have opened their parts: who belongs together, and how they begin."""
 
 import contextlib
+import logging
 import queue
 import threading
 import time
@@ -14,6 +15,7 @@ from service.parallel.ranks import Ranks
 from service.parallel.watch import Alarm
 from service.parallel.wire import Wire
 
+_log = logging.getLogger("fathom.ranks")
 _TICK_S = 0.1
 # By rank and role.
 Arrivals: TypeAlias = Mapping[tuple[int, str], Arrival]
@@ -22,7 +24,7 @@ Arrivals: TypeAlias = Mapping[tuple[int, str], Arrival]
 def gather(door: "queue.SimpleQueue[Arrival]", size: int, patience_s: float, is_over: Callable[[], bool]) -> Arrivals:
     """Both connections of each of `size` ranks. Of processes that say they are the same rank the last to come counts.
 
-    Raises BackendError if they do not come in time, or are not so many.
+    Raises BackendError if they do not come in time, or it is over.
     """
     ends, found = time.monotonic() + patience_s, dict[tuple[int, str], Arrival]()
     try:
@@ -102,10 +104,9 @@ def _enter(arrival: Arrival, found: dict[tuple[int, str], Arrival], size: int) -
     hello = arrival.hello
     if hello.size != size or not 0 <= hello.rank < size:
         arrival.wire.close()
-        raise BackendError(
-            f"rank {hello.rank} of {hello.size} came and the model has {size} ranks; start as many as "
-            "FATHOM_TENSOR_PARALLEL says"
-        )
+        told = "rank %d of %d came and the model has %d ranks; start as many as FATHOM_TENSOR_PARALLEL says"
+        _log.error(told, hello.rank, hello.size, size)
+        return
     if before := found.get((hello.rank, hello.role)):
         before.wire.close()
     found[hello.rank, hello.role] = arrival

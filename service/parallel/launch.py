@@ -25,6 +25,10 @@ class Launcher(Protocol):
     @property
     def patience_s(self) -> float: ...
 
+    def prepare(self) -> None:
+        """Do what takes long and is needed once, if it is not done yet. Raises BackendError."""
+        ...
+
     def start(self, size: int) -> None:
         """Have `size` ranks come to the leader's address. Raises BackendError."""
         ...
@@ -42,6 +46,9 @@ class Elsewhere:
     """Ranks that torchrun starts, on any machine: they come by themselves, and end when their connections do."""
 
     patience_s = math.inf
+
+    def prepare(self) -> None:
+        """Somebody else did."""
 
     def start(self, size: int) -> None:
         """They come when they come."""
@@ -62,6 +69,15 @@ class Here:
         self._control, self._secret = control, secret
         self._process: subprocess.Popen[bytes] | None = None
         self._wire: Wire | None = None
+
+    def prepare(self) -> None:
+        if self._wire is not None:
+            return
+        try:
+            self._open()
+        except OSError as error:
+            self.close()
+            raise BackendError(f"what starts ranks did not start: {error}; the log says why") from error
 
     def start(self, size: int) -> None:
         place = {"size": size, "control": str(self._control), "secret": self._secret.hex()}
@@ -94,12 +110,14 @@ class Here:
         self._process = self._wire = None
 
     def _order(self, order: dict[str, Any]) -> dict[str, Any]:
-        wire = self._wire or self._open()
+        wire = self._wire
+        if wire is None:
+            raise ConnectionError("what starts ranks is gone")
         wire.send_json(order, timeout_s=_ORDER_S)
         answer: dict[str, Any] = wire.receive_json(_ORDER_S)
         return answer
 
-    def _open(self) -> Wire:
+    def _open(self) -> None:
         ours, theirs = socket.socketpair()
         command = (sys.executable, "-m", "service.parallel.nursery", str(theirs.fileno()), str(os.getpid()))
         root = str(Path(__file__).parents[2])
@@ -112,7 +130,6 @@ class Here:
             )
         self._wire = Wire(ours)
         self._wire.receive_json(_START_S)
-        return self._wire
 
 
 def _manner(code: int) -> str:

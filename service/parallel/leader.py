@@ -12,6 +12,7 @@ from models.errors import BackendError
 from service.backends.protocol import Dtype
 from service.backends.remote import RemoteBackend
 from service.parallel.address import Address, parse_address
+from service.parallel.building import Builder
 from service.parallel.door import Door
 from service.parallel.launch import Elsewhere, Here, Launcher
 from service.parallel.messages import Share, Welcome
@@ -68,7 +69,7 @@ def open_ranks(
             return Welcome(epoch, salt, _LEADER_SILENCE_S, share.meeting_at(met))
 
         group = Group(manifest.name, ranking.size, ranking.step_deadline_s)
-        supervisor = Supervisor(group, launcher, door, secret, welcoming)
+        supervisor = Supervisor(group, Builder(ranking.size, launcher, door, secret, welcoming))
         left.callback(supervisor.close)
         backend = RemoteBackend(manifest, supervisor, supervisor.open(given_up), left.pop_all().close)
     return backend

@@ -22,7 +22,9 @@ def main() -> None:
     parent = int(sys.argv[2])
     die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    from service.backends import ranks  # noqa: F401  # what takes so long
+    from service.backends.ranks import prepare  # imports torch
+
+    prepare()
 
     wire = Wire(socket.socket(fileno=int(sys.argv[1])))
     children: dict[int, int] = {}

@@ -45,10 +45,12 @@ class _Report:
 
 
 class Ranks:
-    """Connections to all ranks of one epoch, in the order of ranks."""
+    """Connections to all ranks of one epoch, in the order of ranks; and their processes, each on its machine."""
 
-    def __init__(self, epoch: int, key: bytes, plans: Sequence[Wire], pulses: Sequence[Wire]) -> None:
-        self.epoch, self.plans, self.pulses = epoch, plans, pulses
+    def __init__(
+        self, epoch: int, key: bytes, plans: Sequence[Wire], pulses: Sequence[Wire], processes: Sequence[int]
+    ) -> None:
+        self.epoch, self.plans, self.pulses, self.processes = epoch, plans, pulses, processes
         self.told = Told()
         self.num_answered = 0
         self.used_at = time.monotonic()

@@ -4,7 +4,6 @@ Lives in a thread of its own. Knows no backend, no queue and no request.
 """
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,11 +13,8 @@ from typing import Protocol
 
 from models.errors import BackendError, FathomError, GroupLostError
 from service.backends.protocol import Array
-from service.parallel.digest import epoch_key
-from service.parallel.door import Door
-from service.parallel.gathering import Opening, gather, processes_of, store_of, wires_of
-from service.parallel.launch import Launcher
-from service.parallel.messages import Facts, Welcome
+from service.parallel.building import Builder
+from service.parallel.messages import Facts
 from service.parallel.program import Op, Program
 from service.parallel.ranks import LostError, Ranks
 from service.parallel.watch import Alarm, Watch
@@ -26,11 +22,11 @@ from service.parallel.watch import Alarm, Watch
 _log = logging.getLogger("fathom.ranks")
 # Builds in a row that may fail; the pause before the second, doubled each time; and when to ask a broken model again.
 _MAX_FAILURES, _FIRST_PAUSE_S, _BROKEN_S = 5, 0.5, 60.0
-# For all ranks to open their parts; for a program that only has them meet; for ends in order.
-_START_S, _PROBE_S, _END_S = 600.0, 10.0, 5.0
+# For a program that only has the ranks meet; for ends in order.
+_PROBE_S, _END_S = 10.0, 5.0
 _TICK_S = 0.2
-# Silence that ends a rank that serves, and one that still loads, which may keep its threads from beating for a while.
-SILENCE_S, _OPENING_SILENCE_S = 1.5, 15.0
+# Silence after which a rank is lost: several beats, and with the time to notice it less than two seconds.
+SILENCE_S = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +36,6 @@ class Group:
     model: str
     size: int
     step_deadline_s: float
-
-
-# What is said to the ranks of an epoch, from its number, its salt, and where its first rank has the others meet.
-Welcoming = Callable[[int, str, str], Welcome]
 
 
 class Observer(Protocol):
@@ -66,9 +58,8 @@ def _meet(run: Callable[[bytes], object]) -> None:
 class Supervisor:
     """Ranks that come back. Every method may be called from any thread."""
 
-    def __init__(self, group: Group, launcher: Launcher, door: Door, secret: bytes, welcoming: Welcoming) -> None:
-        self.group, self._launcher, self._door = group, launcher, door
-        self._secret, self._welcoming = secret, welcoming
+    def __init__(self, group: Group, builder: Builder) -> None:
+        self.group, self._builder = group, builder
         self._alarm, self._changed = Alarm(), threading.Condition()
         self._ranks: Ranks | None = None
         self._watch: Watch | None = None
@@ -78,7 +69,6 @@ class Supervisor:
         self._is_closing = False
         self._build_s, self._lost_at = 1.0, time.monotonic()
         self.epoch = 0
-        self.processes: list[int] = []  # of the ranks, on their machines
         self.observer: Observer | None = None
         # Has ranks meet that nobody asks anything; whoever sends them programs may have something else to tell them.
         self.probe: Probe = _meet
@@ -167,6 +157,7 @@ class Supervisor:
         self._alarm.ring()
         if self._thread.ident is not None:
             self._thread.join()
+            self._alarm.close()
 
     def _live(self) -> None:
         failures, goes_on = 0, True
@@ -178,59 +169,40 @@ class Supervisor:
                 failures = 0 if ranks and ranks.num_answered else failures + 1
                 goes_on = self._goes_on(failures)
         finally:
-            self._launcher.close()
-            self._door.close()
+            self._builder.close()
             with self._changed:
                 self._changed.notify_all()
 
     def _goes_on(self, failures: int) -> bool:
         """Whether to build anew, after the pause that so many failures in a row ask for."""
         with self._changed:
+            if self._is_closing:
+                return False
             if self._facts is None or failures >= _MAX_FAILURES:
                 self._broken = self._reason
                 _log.error("model %s is broken: %s", self.group.model, self._reason)
                 return False
             pause_s = _FIRST_PAUSE_S * 2 ** (failures - 1) if failures else 0.0
-            return not self._changed.wait_for(lambda: self._is_closing, pause_s) and not self._is_closing
+            return not self._changed.wait_for(lambda: self._is_closing, pause_s)
 
     def _build(self) -> Ranks | None:
         """All ranks of a new epoch, or None if they did not come up."""
-        started, self.epoch = time.monotonic(), self.epoch + 1
+        self.epoch += 1
         try:
-            self._launcher.start(self.group.size)
-            ranks, facts = self._opened()
+            self._builder.prepare()
+            started = time.monotonic()
+            ranks, facts = self._builder.build(self.epoch, self._alarm, lambda: self._is_closing)
         except FathomError as error:
             self._reason, self._error = str(error), error
-            _log.error("model %s: its ranks did not start: %s%s", self.group.model, error, self._ended())
+            _log.error("model %s: its ranks did not start: %s%s", self.group.model, error, self._builder.end())
             return None
         with self._changed:
             self._build_s = time.monotonic() - started
             self._watch = Watch(ranks, self._alarm, SILENCE_S, partial(self._have_met, ranks))
             self._ranks, self._facts = ranks, facts
             self._changed.notify_all()
-        _log.info("model %s: ranks of epoch %d are up: processes %s", self.group.model, self.epoch, self.processes)
+        _log.info("model %s: ranks of epoch %d are up: processes %s", self.group.model, self.epoch, ranks.processes)
         return ranks
-
-    def _opened(self) -> tuple[Ranks, Facts]:
-        """The ranks that came, each with its part opened; watched meanwhile. Raises FathomError."""
-        salt = os.urandom(16)
-        arrivals = gather(self._door.arrivals, self.group.size, self._launcher.patience_s, lambda: self._is_closing)
-        welcome = self._welcoming(self.epoch, salt.hex(), store_of(arrivals))
-        ranks = Ranks(self.epoch, epoch_key(self._secret, self.epoch, salt), *wires_of(arrivals))
-        self.processes = processes_of(arrivals)
-        opening = Opening(ranks, welcome, _START_S, self._alarm)
-        try:
-            watch = Watch(ranks, self._alarm, _OPENING_SILENCE_S, lambda: None)
-            while not (opening.is_over or self._is_closing):
-                watch.until_alarm()
-            if not opening.is_over:
-                ranks.cut()
-            return ranks, opening.facts()
-        except (LostError, FathomError) as error:
-            ranks.cut()
-            cause = opening.cause(BackendError(f"{error}; the log says why"))
-            ranks.close()
-            raise cause from error
 
     def _look_after(self, ranks: Ranks) -> None:
         """Watch until the ranks are lost or to be closed; then end them, and with them all they held."""
@@ -244,7 +216,7 @@ class Supervisor:
             self._ranks = self._watch = None
             ranks.end(_END_S)
         else:
-            _log.error("model %s lost its ranks: %s%s", self.group.model, self._reason, self._ended())
+            _log.error("model %s lost its ranks: %s%s", self.group.model, self._reason, self._builder.end())
         ranks.close()
 
     def _have_met(self, ranks: Ranks) -> None:
@@ -265,8 +237,3 @@ class Supervisor:
             self.observer.observe_loss()
         ranks.cut()
         self._alarm.ring()
-
-    def _ended(self) -> str:
-        """End what is left of all ranks; how those ended that were gone before, for the log."""
-        ended = self._launcher.end()
-        return "".join(f"; rank {rank} {manner}" for rank, manner in sorted(ended.items()))

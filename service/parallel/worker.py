@@ -206,8 +206,9 @@ def place_of_environment(arguments: argparse.Namespace) -> Place:
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     except (KeyError, ValueError) as error:
         raise BackendError("RANK and WORLD_SIZE are not in the environment; start ranks with torchrun") from error
-    from service.backends.ranks import host_store  # before anybody waits for signs of life: it takes seconds
+    from service.backends.ranks import host_store, prepare  # before anybody waits for signs of life: it takes seconds
 
+    prepare()
     store = None if rank else host_store(size)
     secret = read_secret(arguments.secret)
     return Place(rank, size, parse_address(arguments.control), secret, arguments.repository, store)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 from random import Random
@@ -36,16 +37,21 @@ from service.engine.executor import Batch, Executor, pad
 from service.engine.forward import run_embeds
 from service.engine.plan import plan
 from service.engine.work import Embedded, EmbedWork
+from service.parallel.messages import Facts
+from service.parallel.probing import find_facts
+from tests.service.parallel.loopback import remote
 
 CPU = torch.device("cpu")
 BACKENDS: tuple[BackendName, ...] = ("onnx", "torchscript", "eager", "pt2", "fake")
 RUNTIMES = BACKENDS[:-1]
+# Eager behind programs: what a rank is sent, and answers.
+RANKS = "ranks"
 # Small, so that few tokens fill several.
 PAGE_SIZE = 4
 # Visits by pages, -1 where there is none.
 PageTable = Sequence[Sequence[int]]
 # Largest difference of logits to the reference: float32 sums in another order; whole numbers are exact.
-TOLERANCE = {"onnx": 5e-5, "torchscript": 5e-5, "eager": 5e-5, "pt2": 5e-5, "fake": 0.0}
+TOLERANCE = {"onnx": 5e-5, "torchscript": 5e-5, "eager": 5e-5, "pt2": 5e-5, "ranks": 5e-5, "fake": 0.0}
 # Chains whose outputs all differ by more than this, so that a mistaken chain is never within the tolerance.
 DISTINCT = 1e-2
 
@@ -81,11 +87,11 @@ class Calls:
         self.tokens += tokens
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Opened:
     """One model on one runtime, its parts opened once."""
 
-    name: BackendName
+    name: str
     directory: Path
     manifest: Manifest
     parts: Parts
@@ -97,23 +103,38 @@ class Opened:
     def arrays(self) -> Arrays:
         return HostArrays() if self.name in ("onnx", "fake") else TorchArrays(CPU)
 
-    def language(self, num_pages: int = 0, arrays: Arrays | None = None, parts: Parts | None = None) -> LanguageBackend:
+    def language(self, num_pages: int = 0, arrays: Arrays | None = None, parts: Parts | None = None) -> Backend:
         assert self.manifest.language is not None
-        return LanguageBackend(
-            parts or self.parts, self.manifest.language, arrays or self.arrays(), num_pages, PAGE_SIZE
+        return self._led(
+            LanguageBackend(parts or self.parts, self.manifest.language, arrays or self.arrays(), num_pages, PAGE_SIZE)
         )
 
-    def tensor(self, parts: Parts | None = None) -> TensorBackend:
-        return TensorBackend(parts or self.parts, self.manifest.inputs, self.manifest.outputs, self.arrays())
+    def tensor(self, parts: Parts | None = None) -> Backend:
+        return self._led(TensorBackend(parts or self.parts, self.manifest.inputs, self.manifest.outputs, self.arrays()))
+
+    def _led(self, backend: Backend) -> Backend:
+        return remote(self.manifest, backend, self._facts())[0] if self.name == RANKS else backend
+
+    @cache  # noqa: B019  # of few models
+    def _facts(self) -> Facts:
+        return find_facts(self.manifest, plain_backend(self))
 
 
-def open_model(name: BackendName, directory: Path) -> Opened:
+def plain_backend(opened: Opened) -> Backend:
+    """The model in this process, nothing cached."""
+    manifest, parts = opened.manifest, opened.parts
+    if manifest.language:
+        return LanguageBackend(parts, manifest.language, opened.arrays())
+    return TensorBackend(parts, manifest.inputs, manifest.outputs, opened.arrays())
+
+
+def open_model(name: str, directory: Path) -> Opened:
     manifest = read_manifest(directory)
     if name == "onnx":
         parts = open_onnx(directory, manifest.forms["onnx"], "cpu", 1)
     elif name == "torchscript":
         parts = open_torchscript(directory, manifest.forms["torchscript"], CPU).parts
-    elif name == "eager":
+    elif name in ("eager", RANKS):
         parts = open_eager(directory, manifest.forms["safetensors"], CPU, None).parts
     elif name == "pt2":
         parts = open_pt2(directory, manifest.forms["pt2"], CPU).parts
@@ -131,7 +152,7 @@ def graphs(tiny_lm_checkpoint: Path, tiny_mlp_checkpoint: Path, tmp_path_factory
     return repository
 
 
-Repositories = Callable[[BackendName], Path]
+Repositories = Callable[[str], Path]
 
 
 @pytest.fixture(scope="session")
@@ -140,12 +161,12 @@ def repositories(request: pytest.FixtureRequest) -> Repositories:
     return lambda name: request.getfixturevalue("graphs" if name == "pt2" else "tiny_repository")
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
+@pytest.fixture(scope="module", params=[*BACKENDS, RANKS])
 def lm(request: pytest.FixtureRequest, repositories: Repositories) -> Opened:
     return open_model(request.param, repositories(request.param) / "tinylm" / "1")
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
+@pytest.fixture(scope="module", params=[*BACKENDS, RANKS])
 def mlp(request: pytest.FixtureRequest, repositories: Repositories) -> Opened:
     return open_model(request.param, repositories(request.param) / "tinymlp" / "1")
 
@@ -367,7 +388,7 @@ def plain_embedding(model: LanguageModel, token_ids: Sequence[int], chain: Chain
         return torch.nn.functional.normalize(hidden[0].mean(dim=0), dim=0).numpy()
 
 
-@pytest.mark.parametrize("lm", RUNTIMES, indirect=True)
+@pytest.mark.parametrize("lm", [*RUNTIMES, RANKS], indirect=True)
 def test_embeddings_of_a_batch_are_those_of_a_plain_loop(lm: Opened, tiny_lm_checkpoint: Path) -> None:
     model = load_checkpoint(tiny_lm_checkpoint)
     assert isinstance(model, LanguageModel)

@@ -77,11 +77,36 @@ def serve(tiny_repository: Path) -> Serve:
     return start
 
 
-@pytest.fixture(scope="module", params=["fake", "onnx"])
+@pytest.fixture(scope="session")
+def ranks_server(serve: Serve) -> Iterator[Served]:
+    """A server whose language model is shared by two ranks."""
+    with serve(backend="eager", tensor_parallel=2) as served:
+        yield served
+
+
+@pytest.fixture(scope="module", params=["fake", "onnx", "ranks"])
 def server(request: pytest.FixtureRequest, serve: Serve) -> Iterator[Served]:
-    """A server of the tiny models, on arithmetic and on real weights."""
+    """A server of the tiny models: on arithmetic, on real weights, and on ranks that share them."""
+    if request.param == "ranks":
+        yield request.getfixturevalue("ranks_server")
+        return
     with serve(backend=request.param) as served:
         yield served
+
+
+# What is said in each dialect is said on ranks, too; what is refused never reaches them.
+ON_RANKS = ("test_predict", "test_openai", "test_v2", "test_cola", "test_embeddings")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what says nothing about ranks."""
+    items[:] = [item for item in items if not _is_idle(item)]
+
+
+def _is_idle(item: pytest.Item) -> bool:
+    """Whether a test would run on ranks that it does not ask anything."""
+    params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    return params.get("server") == "ranks" and item.path.stem not in ON_RANKS
 
 
 @pytest.fixture
