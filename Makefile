@@ -3,6 +3,8 @@ PYTHON ?= python3
 PORT ?= 8000
 VENV := .venv
 MODELS := arith digits
+# The small models of papers: one format each, loaded when they are first asked for.
+CATALOGUE := $(sort $(patsubst models/checkpoints/%/card.json,%,$(wildcard models/checkpoints/*/card.json)))
 
 BIN := $(VENV)/bin
 PIP_ARGS = -c constraints-cpu.txt -e '.[$(EXTRAS)]'
@@ -23,8 +25,8 @@ export BUILD_ARGS RUN_ARGS
 
 .PHONY: serve test retrain soak check bench image image-test clean
 
-serve: $(VENV)/.serve $(MODELS:%=repository/%/1/manifest.json)
-	exec $(BIN)/fathom serve --repository repository --port $(PORT)
+serve: $(VENV)/.serve $(MODELS:%=repository/%/1/manifest.json) repository/.catalogue
+	FATHOM_MODELS_BYTES=1000000000 exec $(BIN)/fathom serve --repository repository --port $(PORT)
 
 # One thread for each of the two processes: more would fight over two cores.
 test: $(VENV)/.dev
@@ -61,6 +63,10 @@ clean:
 .SECONDEXPANSION:
 repository/%/1/manifest.json: $$(wildcard models/checkpoints/$$*/*) | $(VENV)/.serve
 	$(BIN)/fathom export $* --repository repository --overwrite
+
+repository/.catalogue: $(wildcard models/checkpoints/*/card.json) | $(VENV)/.serve
+	$(BIN)/fathom export $(CATALOGUE) --formats onnx --repository repository --overwrite
+	touch $@
 
 $(VENV)/.serve: EXTRAS := cpu
 $(VENV)/.dev: EXTRAS := cpu,grpc,hub,remote,signed,train,study,ray,dev

@@ -21,7 +21,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print directory, manifest 
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="Checkpoint directory, or the name of a shipped model.")],
+    checkpoints: Annotated[
+        list[str], typer.Argument(help="Checkpoint directories, or names of shipped models.", metavar="MODEL...")
+    ],
     formats: Annotated[
         str,
         typer.Option(
@@ -43,25 +45,28 @@ def export(
         bool, typer.Option("--list", help="Only try every format on the first layer and say what the model can become.")
     ] = False,
 ) -> None:
-    """Write a trained model as files that serve, each format held against eager torch."""
-    if is_listing:
-        _list(model, as_json)
-        return
-    with _progress(f"export {model}") as report:
-        from exporters.export import export_checkpoint, find_checkpoint, parse_formats
+    """Write trained models as files that serve, each format held against eager torch."""
+    if name and len(checkpoints) > 1:
+        raise typer.BadParameter(f"{len(checkpoints)} models cannot all be called {name!r}; export them one by one")
+    for checkpoint in checkpoints:
+        if is_listing:
+            _list(checkpoint, as_json)
+            continue
+        with _progress(f"export {checkpoint}") as report:
+            from exporters.export import export_checkpoint, find_checkpoint, parse_formats
 
-        exported = export_checkpoint(
-            find_checkpoint(model),
-            repository,
-            parse_formats(formats),
-            name,
-            model_version,
-            overwrite,
-            report,
-            allow_loss=allow_loss,
-            timing=timing,
-        )
-    _show(exported, as_json)
+            exported = export_checkpoint(
+                find_checkpoint(checkpoint),
+                repository,
+                parse_formats(formats),
+                name,
+                model_version,
+                overwrite,
+                report,
+                allow_loss=allow_loss,
+                timing=timing,
+            )
+        _show(exported, as_json)
 
 
 def adopt(

@@ -124,6 +124,7 @@ def _check_form(config: LMConfig) -> None:
         "norms behind attention and MLP": config.norm_place != "before",
         "a norm over all heads": config.qk_norm == "all",
         "projections of low rank": config.kept_weights is not None,
+        "the activation poly_norm": config.activation == "poly_norm",
     }
     if any(strange.values()):
         names = [name for name, is_there in strange.items() if is_there]

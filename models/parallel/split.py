@@ -141,6 +141,10 @@ def refuse(config: LMConfig, size: int) -> None:
             f"the model's residual form {config.residual.text} is a function of its {config.residual.num_ranks} ranks "
             f"and {size} were asked for; use {config.residual.num_ranks}"
         )
+    if config.activation == "poly_norm" and size > 1:
+        raise BackendError(
+            f"activation 'poly_norm' norms all neurons of a token together and is not computed on {size} ranks; use 1"
+        )
     if config.qk_norm == "all" and config.norm != "rms" and size > 1:
         raise BackendError(
             f"queries and keys normed over all heads by {config.norm!r} are not computed on {size} ranks; use 1"

@@ -34,7 +34,7 @@ class Builder:
         self.launcher.prepare()
 
     def build(self, epoch: int, alarm: Alarm, is_over: Callable[[], bool]) -> tuple[Ranks, Facts]:
-        """New ranks, and what they opened, unless it `is_over` before; the alarm has it looked at. Raises FathomError."""
+        """New ranks, and what they opened, unless it `is_over`; the alarm has it looked at. Raises FathomError."""
         self.launcher.start(self.size)
         salt = os.urandom(16)
         arrivals = gather(self.door.arrivals, self.size, self.launcher.patience_s, is_over)

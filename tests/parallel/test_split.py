@@ -107,6 +107,7 @@ def config(**changes: Any) -> LMConfig:
     [
         (5, {}, r"5 ranks do not divide the model's 12 attention heads; use one of \[1, 2, 4, 12\]"),
         (6, {}, r"6 ranks and the model's 4 heads of keys and values .* use one of \[1, 2, 4, 12\]"),
+        (2, {"activation": "poly_norm"}, r"'poly_norm' norms all neurons of a token together .* on 2 ranks; use 1"),
         (2, {"qk_norm": "all", "norm": "layer"}, r"over all heads by 'layer' are not computed on 2 ranks; use 1"),
     ],
 )
