@@ -123,6 +123,7 @@ def _check_form(config: LMConfig) -> None:
         "experts": config.experts is not None,
         "norms behind attention and MLP": config.norm_place != "before",
         "a norm over all heads": config.qk_norm == "all",
+        "an activation normed over all neurons": config.activation == "poly_norm",
         "projections of low rank": config.kept_weights is not None,
         "the activation poly_norm": config.activation == "poly_norm",
     }

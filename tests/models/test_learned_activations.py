@@ -14,11 +14,14 @@ from safetensors.torch import load_file, save_file
 from exporters.export import export_checkpoint
 from models.chain import Chain
 from models.checkpoint import load_checkpoint
-from models.errors import ArtifactError
+from models.errors import ArtifactError, BackendError
 from models.lm import weights
+from models.lm.architectures import read_config
 from models.lm.config import ExpertsConfig, LMConfig
 from models.lm.mlp import MLP, Experts, activation
 from models.lm.model import LanguageModel
+from models.lm.residual import Residual
+from models.parallel.split import refuse
 from service.app import create_app
 from service.server import Server, listen
 from service.settings import Settings
@@ -135,6 +138,15 @@ def test_a_checkpoint_that_lacks_the_weights_of_its_activation_is_refused(checkp
     (tmp_path / "config.json").write_text((checkpoint / "config.json").read_text())
     with pytest.raises(ArtifactError, match=r"missing \['model.layers.1.mlp.act_fn.bias'\]"):
         load_checkpoint(tmp_path)
+
+
+def test_what_norms_over_all_neurons_is_not_spread_over_ranks(checkpoint: Path) -> None:
+    refuse(decoder("poly_relu").config, 2)
+    with pytest.raises(BackendError, match="poly_norm is over all neurons of an MLP and is not computed on 2 ranks"):
+        refuse(decoder("poly_norm").config, 2)
+    raw = json.loads((checkpoint / "config.json").read_text())
+    with pytest.raises(ArtifactError, match="is not defined for an activation normed over all neurons"):
+        read_config({**raw, "residual": Residual("desync", num_ranks=2).said()}, "llama")
 
 
 def test_where_an_activation_has_no_weights_learned_ones_are_refused() -> None:
