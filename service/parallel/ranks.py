@@ -136,7 +136,8 @@ class Ranks:
             if "diverged" in report.told:
                 raise LostError(f"rank {rank} diverged: {report.told['diverged']}")
             if report.told["has_failed"]:
-                raise LostError(f"rank {rank} lost the others: {report.told['error']['text']}")
+                error = report.told["error"] or {"text": "a collective failed"}
+                raise LostError(f"rank {rank} lost the others: {error['text']}")
             if report.told["digest"] != first["digest"]:
                 raise LostError(f"rank {rank} diverged: it did something else than rank 0")
             if not agree(report.told["looked"], first["looked"]):
