@@ -3,7 +3,8 @@
 A neuron is s((w_r x + b_r)(w_g x + b_g) + w_b x^2 + c), x^2 of each number by itself, instead of s(w x + b). ReLinear
 begins with w_g = 0, b_g = 1, w_b = 0 and c = 0, where the neuron is a conventional one, and lets the quadratic
 parameters learn more slowly than the others (the recipe's part: `quadratic_parameters`). Both as the authors' page
-(FengleiFan/ReLinear) says it; the residual form around the neurons is ours.
+(FengleiFan/ReLinear) says it. The residual form around the neurons is ours, and the norm before the head: two layers
+grow with the fourth power of a point's distance, and so would the logits.
 """
 
 from collections.abc import Iterator
@@ -83,7 +84,7 @@ class Quadratic(FlatStack):
 
     def __init__(self, config: QuadraticConfig) -> None:
         super().__init__(config, (QuadraticBlock(config) for _ in range(config.num_layers)))
-        self.config = config
+        self.config, self.head = config, _behind_a_norm(self.head, config)
 
 
 class ConventionalBlock(nn.Module):
@@ -104,7 +105,7 @@ class Conventional(FlatStack):
 
     def __init__(self, config: FlatConfig) -> None:
         super().__init__(config, (ConventionalBlock(config.hidden_size) for _ in range(config.num_layers)))
-        self.config = config
+        self.config, self.head = config, _behind_a_norm(self.head, config)
 
 
 def quadratic_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
@@ -113,3 +114,8 @@ def quadratic_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
         if isinstance(module, QuadraticLinear):
             yield from module.gate.parameters()
             yield from module.square.parameters()
+
+
+def _behind_a_norm(head: nn.Module, config: FlatConfig) -> nn.Module:
+    """The norm has no weights of its own: those of the linear map behind it can say the same."""
+    return nn.Sequential(nn.LayerNorm(config.hidden_size, elementwise_affine=False), head)
