@@ -125,7 +125,6 @@ def _check_form(config: LMConfig) -> None:
         "a norm over all heads": config.qk_norm == "all",
         "an activation normed over all neurons": config.activation == "poly_norm",
         "projections of low rank": config.kept_weights is not None,
-        "the activation poly_norm": config.activation == "poly_norm",
     }
     if any(strange.values()):
         names = [name for name, is_there in strange.items() if is_there]

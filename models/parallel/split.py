@@ -149,8 +149,6 @@ def refuse(config: LMConfig, size: int) -> None:
         raise BackendError(
             f"queries and keys normed over all heads by {config.norm!r} are not computed on {size} ranks; use 1"
         )
-    if config.activation == "poly_norm" and size > 1:
-        raise BackendError(f"poly_norm is over all neurons of an MLP and is not computed on {size} ranks; use 1")
 
 
 def _fits(heads: int, kv_heads: int, size: int) -> bool:
