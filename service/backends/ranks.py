@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeAlias
 from urllib.parse import urlsplit
 
 import torch
@@ -18,6 +19,9 @@ from models.parallel.group import Group, Handle, join_group
 from service.backends.protocol import Backend, Dtype
 from service.backends.sharded import open_sharded
 from service.backends.torch_arrays import torch_device
+
+# Where ranks of several machines meet: a store that the first of them has.
+Hosted: TypeAlias = TCPStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +134,7 @@ def prepare() -> None:
         torch.nn.Embedding(1, 1)
 
 
-def host_store(size: int) -> TCPStore:
+def host_store(size: int) -> Hosted:
     """Where ranks can meet that have no files in common; on a free port of this machine."""
     return TCPStore("localhost", 0, size, is_master=True, wait_for_workers=False)
 

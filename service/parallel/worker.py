@@ -31,7 +31,7 @@ from service.parallel.secret import read_secret
 from service.parallel.wire import ALIGNMENT, Wire
 
 if TYPE_CHECKING:
-    from torch._C._distributed_c10d import TCPStore
+    from service.backends.ranks import Hosted
 
 # How long a leader is looked for, and how long the others may take to come.
 _SEEKING_S, _GREETING_S, _WAITING_S = 60.0, 10.0, 600.0
@@ -51,7 +51,7 @@ class Place:
     control: Address
     secret: bytes
     repository: Path | None = None
-    store: "TCPStore | None" = None
+    store: "Hosted | None" = None
 
 
 class Counting(Protocol):

@@ -142,7 +142,7 @@ def test_a_checkpoint_that_lacks_the_weights_of_its_activation_is_refused(checkp
 
 def test_what_norms_over_all_neurons_is_not_spread_over_ranks(checkpoint: Path) -> None:
     refuse(decoder("poly_relu").config, 2)
-    with pytest.raises(BackendError, match="'poly_norm' norms all neurons of a token together and is not computed on 2 ranks"):
+    with pytest.raises(BackendError, match="'poly_norm' norms all neurons of a token together and is"):
         refuse(decoder("poly_norm").config, 2)
     raw = json.loads((checkpoint / "config.json").read_text())
     with pytest.raises(ArtifactError, match="is not defined for an activation normed over all neurons"):
