@@ -115,6 +115,7 @@ def generate(backend: LanguageBackend, job: Job) -> Said:
     works = [_work(loop, prompt, chain, job.num_new) for prompt, chain in zip(job.prompts, job.chains, strict=True)]
     loop.close()
     waiting, sequences = list(works), generator.sequences
+    sequences.refuse_oversized(works)
     logits: dict[GenerateWork, list[Array]] = {work: [] for work in works}
     while waiting or len(sequences):
         sequences.resume()

@@ -24,7 +24,7 @@ from service.engine.executor import Batch, Executor, pad
 from tests.parallel.ranks import Ranks, ranks
 from tests.parallel.served import Job, Said, Uncounted, continued_alone, continued_by_ranks, plain, sharded
 
-LAYERS, VOCABULARY = 4, 19
+LAYERS, VOCABULARY = 3, 19
 # float64: sums in another order, of the largest number there is.
 EXACT = 1e-12
 # 19 words on 4 ranks are 5, 5, 5, 4; the 2 heads of keys and values are on two ranks each.
@@ -34,7 +34,7 @@ FORMS = (
     "parallel",
     "ladder",
     "ladder(slot)",
-    "ladder:2-3",
+    "ladder:1-2",
     "ladder(slot):0,2",
     "desync-2x@{size}",
     "desync-4x@{size}",
@@ -42,18 +42,17 @@ FORMS = (
 )
 RANDOM = Random(0)
 CHAINS = {
-    "full": (0, 1, 2, 3),
-    "skip": (0, 3),
-    "skip-first": (2, 3),
+    "full": (0, 1, 2),
+    "skip": (0, 2),
     "one": (1,),
-    "loop": (0, 1, 1, 1, 3),
-    "block-loop": (0, 1, 2, 1, 2, 3),
-    "reorder": (3, 1, 0, 2),
-    "random": tuple(RANDOM.choices(range(LAYERS), k=5)),
+    "loop": (0, 1, 1, 1, 2),
+    "block-loop": (0, 1, 0, 1, 2),
+    "reorder": (2, 1, 0),
+    "random": tuple(RANDOM.choices(range(LAYERS), k=4)),
 }
-PROMPTS = tuple(tuple(RANDOM.choices(range(VOCABULARY), k=length)) for length in (5, 1, 9, 3, 7, 2, 6, 4))
+PROMPTS = tuple(tuple(RANDOM.choices(range(VOCABULARY), k=length)) for length in (5, 1, 9, 3, 7, 2, 6))
 # Long prompts are read in pieces of 4 tokens; there are so few pages that somebody makes room and is read again.
-JOB = Job(PROMPTS, tuple(map(Chain, CHAINS.values())), num_new=5, num_pages=40, max_prefill=4)
+JOB = Job(PROMPTS, tuple(map(Chain, CHAINS.values())), num_new=4, num_pages=32, max_prefill=4)
 
 
 @pytest.fixture(scope="module", params=[2, 4], ids="ranks-{}".format)
@@ -97,14 +96,14 @@ def test_ranks_generate_what_one_process_does(form: str, group: Ranks, models: P
     for got in group.run(continued_by_ranks, directory, JOB):
         assert_same(got, wanted)
         assert got.num_preemptions == wanted.num_preemptions
-    job = replace(JOB, prompts=PROMPTS[:5], chains=JOB.chains[3:], num_new=4, num_pages=999, dtype=torch.float32)
+    job = replace(JOB, prompts=PROMPTS[:3], chains=JOB.chains[3:6], num_new=4, num_pages=999, dtype=torch.float32)
     tokens = continued_alone(directory, job).tokens
     assert all(got.tokens == tokens for got in group.run(continued_by_ranks, directory, job))
 
 
 def test_forms_are_told_apart(models: Path) -> None:
     """What the tests above could not miss: each form gives other logits."""
-    job = replace(JOB, prompts=PROMPTS[2:3], chains=(Chain((0, 2, 3)),), num_new=1)
+    job = replace(JOB, prompts=PROMPTS[2:3], chains=(Chain((0, 2, 1)),), num_new=1)
     forms = [form.format(size=2) for form in FORMS]
     logits = [continued_alone(saved(models, form), job).logits[0] for form in forms]
     distances = [np.abs(a - b).max() / np.abs(a).max() for i, a in enumerate(logits) for b in logits[:i]]
@@ -129,7 +128,7 @@ def chains(max_visits: int) -> st.SearchStrategy[Chain]:
     rule=st.sampled_from(["", "(slot)"]),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=6)
+@settings(max_examples=5)
 def test_random_chains_in_random_hybrids(
     rows: list[tuple[Chain, int]], ladder: set[int], rule: str, seed: int, group: Ranks, models: Path
 ) -> None:
@@ -163,8 +162,8 @@ def read(executor: Executor, prompts: list[list[int]], along: tuple[Chain, ...])
 @pytest.mark.parametrize("form", ["ladder", "desync-4x@{size}"])
 def test_search_finds_earlier_tokens_in_the_carry(form: str, group: Ranks, models: Path) -> None:
     directory = saved(models, form.format(size=group.size))
-    wanted = read_alone(directory, [list(PROMPTS[2])], (Chain((0, 2, 2, 3)),))[:, :VOCABULARY]
-    for got, num_bytes in group.run(read_in_two_stages, directory, (0, 2, 2, 3)):
+    wanted = read_alone(directory, [list(PROMPTS[2])], (Chain((0, 2, 2, 1)),))[:, :VOCABULARY]
+    for got, num_bytes in group.run(read_in_two_stages, directory, (0, 2, 2, 1)):
         assert np.abs(got - wanted).max() <= EXACT * np.abs(wanted).max()
         assert num_bytes > 0
 
