@@ -50,7 +50,8 @@ class Builder:
             return ranks, opening.facts()
         except (LostError, FathomError) as error:
             ranks.cut()
-            cause = opening.cause(BackendError(f"{error}; the log says why"))
+            seen = error if isinstance(error, FathomError) else BackendError(f"{error}; the log says why")
+            cause = opening.cause(seen)
             ranks.close()
             raise cause from error
 

@@ -81,7 +81,7 @@ class Opening:
             raise self._error or BackendError("the ranks were closed while they were opened")
         return self._facts
 
-    def cause(self, seen: BackendError) -> FathomError:
+    def cause(self, seen: FathomError) -> FathomError:
         """What a rank said of its failure, if it did before it was gone, or else what was `seen` of it."""
         self._thread.join()
         return self._error if self._error and not isinstance(self._error.__cause__, OSError) else seen

@@ -194,7 +194,9 @@ class Supervisor:
             ranks, facts = self._builder.build(self.epoch, self._alarm, lambda: self._is_closing)
         except FathomError as error:
             self._reason, self._error = str(error), error
-            _log.error("model %s: its ranks did not start: %s%s", self.group.model, error, self._builder.end())
+            ended = self._builder.end()
+            if not self._is_closing:
+                _log.error("model %s: its ranks did not start: %s%s", self.group.model, error, ended)
             return None
         with self._changed:
             self._build_s = time.monotonic() - started
