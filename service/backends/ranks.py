@@ -16,8 +16,9 @@ from torch._C._distributed_c10d import FileStore, Store, TCPStore
 from models.artifact import Manifest
 from models.errors import BackendError
 from models.parallel.group import Group, Handle, join_group
+from models.parallel.probe import probe
 from service.backends.protocol import Backend, Dtype
-from service.backends.sharded import open_sharded
+from service.backends.sharded import load_part, sharded_backend
 from service.backends.torch_arrays import torch_device
 
 # Where ranks of several machines meet: a store that the first of them has.
@@ -107,8 +108,8 @@ class _Timed:
             self.handle.wait()
 
 
-def open_rank(rank: int, size: int, opening: RankOpening) -> tuple[Backend, TimedGroup]:
-    """Meet the other ranks, and load this one's part. Raises BackendError."""
+def open_rank(rank: int, size: int, opening: RankOpening) -> tuple[Backend, TimedGroup, str]:
+    """Meet the other ranks, load this one's part, and time it with them: a line for the log. Raises BackendError."""
     torch.set_num_threads(opening.num_threads)
     device = torch_device(opening.device)
     if device.type == "cuda":
@@ -116,16 +117,11 @@ def open_rank(rank: int, size: int, opening: RankOpening) -> tuple[Backend, Time
         torch.cuda.set_device(device)
     store = opening.hosted or _store(opening, size)
     group = TimedGroup(join_group(rank, size, store, opening.timeout_s, device.type), device)
-    backend = open_sharded(
-        opening.manifest,
-        opening.directory,
-        group,
-        opening.num_pages,
-        opening.page_size,
-        opening.dtype,
-        opening.device,
-    )
-    return backend, group
+    shard = load_part(opening.manifest, opening.directory, group, opening.dtype, opening.device)
+    said = probe(shard).text
+    assert opening.manifest.language is not None
+    backend = sharded_backend(shard, opening.manifest.language, opening.num_pages, opening.page_size)
+    return backend, group, said
 
 
 def prepare() -> None:

@@ -45,6 +45,15 @@ def open_sharded(
     dtype: Dtype = "auto",
     device: str = "cpu",
 ) -> LanguageBackend:
+    """This rank's part of an artifact, as `load_part` loads it, as a backend. Raises BackendError."""
+    shard = load_part(manifest, directory, group, dtype, device)
+    assert manifest.language is not None
+    return sharded_backend(shard, manifest.language, num_pages, page_size)
+
+
+def load_part(
+    manifest: Manifest, directory: Path, group: Group, dtype: Dtype = "auto", device: str = "cpu"
+) -> ShardedModel:
     """Load this rank's slices of an artifact's safetensors form.
 
     Raises BackendError if it has none, if it is no language model, or if it cannot be dealt out to so many ranks.
@@ -57,21 +66,23 @@ def open_sharded(
         )
     place = torch_device(device)
     try:
-        shard = load_shard((directory / form.whole).parent, group, torch_dtype(dtype, place)).to(place)
+        return load_shard((directory / form.whole).parent, group, torch_dtype(dtype, place)).to(place)
     except ArtifactError as error:
         raise BackendError(f"{form.whole} does not load in torch: {error}") from error
-    return sharded_backend(shard, language, ShardedArrays(group, place, shard.dtype), num_pages, page_size)
 
 
 def sharded_backend(
     shard: ShardedModel,
     language: LanguageSpec,
-    arrays: ShardedArrays,
     num_pages: int = 0,
     page_size: int = PAGE_SIZE,
+    arrays: ShardedArrays | None = None,
 ) -> LanguageBackend:
     """The backend of one rank's part of a model that `language` describes whole."""
     layers = tuple(module_part(layer) for layer in shard.layers)
     parts = Parts(module_part(shard.embed), layers, module_part(shard.head))
     local = language.model_copy(update={"num_kv_heads": shard.local.num_key_value_heads})
-    return LanguageBackend(parts, local, arrays, num_pages, page_size)
+    device = shard.embed.embed_tokens.weight.device
+    return LanguageBackend(
+        parts, local, arrays or ShardedArrays(shard.group, device, shard.dtype), num_pages, page_size
+    )

@@ -1,6 +1,7 @@
 """The ranks of one epoch as their leader has them: programs out, reports in, all of them compared. Starts nobody."""
 
 import contextlib
+import logging
 import math
 import selectors
 import threading
@@ -19,6 +20,7 @@ from service.parallel.execute import agree
 from service.parallel.messages import Facts, Welcome, error_of, facts_of
 from service.parallel.wire import Wire
 
+_log = logging.getLogger("fathom.ranks")
 # Once one rank has failed at an operation all others do so at the same one, or never will.
 _AFTER_FAILURE_S = 2.0
 _LEAST_S = 1e-3
@@ -59,6 +61,7 @@ class Ranks:
     def open(self, welcome: Welcome, timeout_s: float) -> Facts:
         """Have every rank open its part. Raises FathomError, with what a rank says of why it cannot."""
         found: dict[int, Facts] = {}
+        said = ""
         ends = time.monotonic() + timeout_s
         with selectors.DefaultSelector() as selector:
             for rank, plan in enumerate(self.plans):
@@ -68,13 +71,17 @@ class Ranks:
                     plan.send_json(welcome.document(), timeout_s=timeout_s)
                 while len(found) < len(self.plans):
                     for key, _ in selector.select(max(ends - time.monotonic(), _LEAST_S)):
-                        found[key.data] = _facts(self.plans[key.data].receive_json(ends - time.monotonic()))
+                        answer = self.plans[key.data].receive_json(ends - time.monotonic())
+                        found[key.data] = _facts(answer)
+                        said = answer["said"] if key.data == 0 else said
                     if time.monotonic() > ends:
                         raise TimeoutError(f"ranks did not open their parts within {timeout_s:g} s")
             except OSError as error:
                 raise BackendError(f"the ranks did not open their parts: {error}; the log says why") from error
         if any(facts != found[0] for facts in found.values()):
             raise BackendError(f"the ranks have opened different models: {found}; give all nodes the same files")
+        if said:
+            _log.info("%s", said)
         return found[0]
 
     def run(self, body: bytes, timeout_s: float) -> dict[str, Array]:

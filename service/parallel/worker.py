@@ -68,12 +68,13 @@ class Counting(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A rank's backend, what its group has counted, and how both end."""
+    """A rank's backend, what its group has counted, and how both end; `said` is a line for the log."""
 
     manifest: Manifest
     backend: Backend
     group: Counting
     close: Callable[[], None]
+    said: str = ""
 
 
 Open = Callable[[Place, Share], Opened]
@@ -91,7 +92,7 @@ def run(place: Place, open_share: "Open | None" = None) -> int:
     pulse = Pulse(beats, welcome.silence_s)
     try:
         opened = (open_share or open_part)(place, welcome.share)
-        plan.send_json({"facts": find_facts(opened.manifest, opened.backend).document()})
+        plan.send_json({"facts": find_facts(opened.manifest, opened.backend).document(), "said": opened.said})
     except Exception as error:
         plan.send_json({"failed": told(error)})
         return FAILED
@@ -169,13 +170,13 @@ def open_part(place: Place, share: Share) -> Opened:
         share.num_pages,
         share.page_size,
     )
-    backend, group = open_rank(place.rank, place.size, opening)
+    backend, group, said = open_rank(place.rank, place.size, opening)
 
     def close() -> None:
         backend.close()
         group.leave()
 
-    return Opened(manifest, backend, group, close)
+    return Opened(manifest, backend, group, close, said)
 
 
 def _connect(place: Place, process: str, role: Literal["plan", "pulse"]) -> Wire:

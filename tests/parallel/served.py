@@ -87,7 +87,7 @@ def language(config: LMConfig) -> LanguageSpec:
 
 def sharded(group: Group, directory: Path, num_pages: int, dtype: torch.dtype) -> LanguageBackend:
     shard = load_shard(directory, group, dtype)
-    return sharded_backend(shard, language(shard.config), ExactShardedArrays(group, CPU, dtype), num_pages, PAGE_SIZE)
+    return sharded_backend(shard, language(shard.config), num_pages, PAGE_SIZE, ExactShardedArrays(group, CPU, dtype))
 
 
 def plain(directory: Path, num_pages: int, dtype: torch.dtype) -> LanguageBackend:

@@ -1,6 +1,8 @@
 """The probe at start, against modules and a network whose times are known."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor
 
 from models.lm.config import LMConfig
 from models.parallel.group import Handle
+from models.parallel.latency import Costs, gains
 from models.parallel.model import ShardedModel
 from models.parallel.probe import probe
 
@@ -20,8 +23,15 @@ class Clock:
 
     now: float = 0.0
 
-    def __call__(self) -> float:
-        return self.now
+    def __post_init__(self) -> None:
+        self.marks: list[float] = []
+
+    def mark(self) -> None:
+        self.marks.append(self.now)
+
+    def take(self) -> list[float]:
+        marks, self.marks = self.marks, []
+        return [later - sooner for sooner, later in pairwise(marks)]
 
 
 @dataclass
@@ -68,15 +78,16 @@ def test_each_part_is_told_from_the_others(seconds: float) -> None:
     for layer in shard.layers:
         layer.self_attn.register_forward_pre_hook(takes(ATTENTION_S))
         layer.mlp.register_forward_pre_hook(takes(MLP_S))
-    found = probe(shard, num_rows=5, num_past=7, clock=clock)
-    assert (found.attention_s, found.mlp_s, found.all_reduce_s) == pytest.approx((ATTENTION_S, MLP_S, seconds))
-    assert found.overhead_s == pytest.approx(0.25)
+    stopwatch: Any = clock
+    found = probe(shard, num_rows=5, num_past=7, stopwatch=stopwatch)
+    assert found.costs == Costs(ATTENTION_S, MLP_S, seconds, overhead_s=0.25)
     assert set(group.num_bytes) == {found.num_bytes} == {5 * 16 * 4}
     assert "all-reduce of 320 bytes" in found.text
+    assert f"ladder {gains(3, found.costs)['ladder']:.2f}x" in found.text
 
 
 def test_real_time_is_measured_too() -> None:
     torch.manual_seed(0)
     group = Slow(Clock(), 0.0, 0.0)
-    found = probe(ShardedModel(LMConfig(19, 16, 24, 3, 4, 2, 64), group), repeats=1)
-    assert min(found.attention_s, found.mlp_s) > 0
+    found = probe(ShardedModel(LMConfig(19, 16, 24, 3, 4, 2, 64), group))
+    assert min(found.costs.attention_s, found.costs.mlp_s) > 0

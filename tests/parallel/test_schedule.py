@@ -98,7 +98,7 @@ def backends(model: LanguageModel, shard: ShardedModel) -> tuple[LanguageBackend
     spec, arrays = language(model.config), ExactArrays(CPU, torch.float64)
     return (
         LanguageBackend(parts, spec, arrays, residual=model.config.residual),
-        sharded_backend(shard, spec, ExactShardedArrays(shard.group, CPU, torch.float64)),
+        sharded_backend(shard, spec, arrays=ExactShardedArrays(shard.group, CPU, torch.float64)),
     )
 
 
