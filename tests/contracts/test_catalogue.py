@@ -3,6 +3,7 @@
 A new architecture needs nothing here: its rows come from the cards beside the shipped weights.
 """
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from exporters.export import export_checkpoint
 from models import catalogue
 from models.artifact import read_manifest
 from models.chain import Chain
-from models.layered import LayeredModel, num_parameters
+from models.layered import LayeredModel, TensorStack, Whole, num_parameters
 from service.app import create_app
 from service.server import Server, listen
 from service.settings import Settings
@@ -33,6 +34,11 @@ from training.recipes import find_recipe, recipes
 
 CHECKPOINTS = Path(__file__).parents[2] / "models" / "checkpoints"
 NAMES = sorted(path.parent.name for path in CHECKPOINTS.glob(f"*/{CARD}"))
+ARCHITECTURES: dict[str, Any] = {
+    name: catalogue.find(json.loads((CHECKPOINTS / name / "config.json").read_text())["model_type"]) for name in NAMES
+}
+STACKS = [name for name, architecture in ARCHITECTURES.items() if not issubclass(architecture, Whole)]
+CLASSIFIERS = [name for name in STACKS if issubclass(ARCHITECTURES[name], TensorStack)]
 FORMATS = ("onnx", "torchscript", "safetensors")
 # Numbers over HTTP against eager torch: what an export may differ by.
 CLOSE = 1e-4
@@ -49,13 +55,6 @@ def loaded(name: str) -> LayeredModel:
 def rows(name: str) -> Tensor:
     """Inputs that were never trained on."""
     return find_recipe(name).task.heldout().inputs[:NUM_ROWS]
-
-
-def stack(name: str) -> LayeredModel:
-    model = loaded(name)
-    if not len(model.layers):
-        pytest.skip("is no stack")
-    return model
 
 
 def chains(num_layers: int) -> list[Chain]:
@@ -128,9 +127,9 @@ def test_a_row_of_a_batch_is_the_row_alone(name: str, client: httpx.Client) -> N
         np.testing.assert_allclose(together[row], alone[0], atol=1e-5 * max(1.0, np.abs(together).max()))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", STACKS)
 def test_any_chain_is_a_plain_loop_over_its_layers(name: str, client: httpx.Client) -> None:
-    model = stack(name)
+    model = loaded(name)
     with torch.inference_mode():
         assert torch.equal(model.along({"inputs": rows(name)}, Chain.full(len(model.layers))), model(rows(name)))
     mixed = chains(len(model.layers))
@@ -144,10 +143,8 @@ def test_any_chain_is_a_plain_loop_over_its_layers(name: str, client: httpx.Clie
         np.testing.assert_allclose(together[row], alone[0], atol=1e-5 * max(1.0, np.abs(wanted).max()))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CLASSIFIERS)
 def test_search_with_agreement_finds_chains_that_give_the_same_answer(name: str, client: httpx.Client) -> None:
-    if loaded(name).kind != "tensor" or len(catalogue.specs_of(stack(name))[1].shape) != 2:  # type: ignore[index]
-        pytest.skip("rewards look at one class a sample")
     body = {"model": name, "inputs": rows(name).tolist(), "reward": "agreement", "budget": {"simulations": 8}}
     response = client.post("/cola/search", json=body)
     assert response.status_code == 200, response.text
