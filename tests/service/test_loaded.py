@@ -119,6 +119,6 @@ def test_closed_model_says_so_and_leaves_no_thread(tiny_repository: Path) -> Non
     assert set(threading.enumerate()) > before
     model.close()
     model.close()
-    assert set(threading.enumerate()) == before
+    assert set(threading.enumerate()) <= before  # of earlier tests some may have ended meanwhile
     with pytest.raises(UnavailableError, match="model 'tinymlp' was closed; load it again"):
         model.predict([[0] * 6])
