@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from models.artifact import TensorSpec
 from models.errors import ArtifactError
 from models.layered import LayeredModel
+from models.lm.wrapping import OURS
 from models.shards import Shards, load_into, refuse_differences
 
 # Of each `model_type`, where its class is. One line makes an architecture known to everything.
@@ -175,7 +176,7 @@ def _entry(name: str) -> Entry:
 
 def _build(raw: Mapping[str, Any], directory: Path) -> LayeredModel:
     architecture = find(raw["model_type"])
-    said = {name: raw[name] for name in raw.keys() - {"architectures", "model_type"}}
+    said = {name: raw[name] for name in raw.keys() - {"architectures", "model_type", OURS}}
     known = {field.name for field in fields(architecture.Config)}
     if said.keys() != known:
         raise ArtifactError(

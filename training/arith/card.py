@@ -48,6 +48,7 @@ def card(
         samples=trainer.next_step * recipe.batch_size,
         tokens=trainer.tokens,
         minutes=seconds / 60,
+        processes="one process" if trainer.world_size == 1 else f"{trainer.world_size} processes",
         per_cell=per_cell,
         error=50 / per_cell**0.5,
         measured=rows(measured),
@@ -156,8 +157,8 @@ The {shipped_per_cell} of each cell in `heldout.jsonl` are among them; on these 
     {command}
 
 Plain training: every layer once, in order, in every step; no layer dropout, no loops. {recipe.steps:,} steps of
-{recipe.batch_size} samples ({samples:,} samples, {tokens:,} tokens), {minutes:.0f} minutes of wall time with two
-processes on two CPU cores shared with other work.
+{recipe.batch_size} samples ({samples:,} samples, {tokens:,} tokens), {minutes:.0f} minutes of wall time with
+{processes} on two CPU cores shared with other work.
 
 - Loss: next token, weight 1 on the answer and its end, {prompt_weight} on the prompt.
 - Muon {recipe.muon_lr} on the matrices of the layers, AdamW {recipe.adamw_lr} on the rest; {recipe.warmup} steps of

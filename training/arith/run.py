@@ -107,7 +107,7 @@ def _keep(trainer: Trainer, run: Run, seconds: float) -> None:
 
 
 def write_model(model: LanguageModel, out: Path) -> None:
-    """Write what `transformers` loads: weights, config, generation config, tokenizer."""
+    """Write a directory in the form of `transformers`: weights, config, generation config, tokenizer."""
     weights.save(model, out)
     (out / "model.safetensors").chmod(0o644)
     tokenizer.save(out, model.config.max_position_embeddings)
