@@ -44,13 +44,14 @@ def serve(
     backend: Annotated[str | None, typer.Option(help="auto, onnx, torchscript, eager or fake.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
     tensor_parallel: Annotated[int | None, typer.Option(help="Ranks that share each language model.")] = None,
+    ranks_address: Annotated[str | None, typer.Option(help="tcp://host:port for ranks that torchrun starts.")] = None,
 ) -> None:
     """Serve the models of a repository over HTTP, and over gRPC where it has a port."""
     from service import server
     from service.settings import read_settings
 
     said: dict[str, object] = {"host": host, "port": port, "grpc_port": grpc_port, "backend": backend, "device": device}
-    said["tensor_parallel"] = tensor_parallel
+    said |= {"tensor_parallel": tensor_parallel, "ranks_address": ranks_address}
     server.serve(read_settings(None, repository=repository, **said))
 
 

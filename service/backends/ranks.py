@@ -15,7 +15,7 @@ from torch._C._distributed_c10d import FileStore, Store, TCPStore
 
 from models.artifact import Manifest
 from models.errors import BackendError
-from models.parallel.group import Group, Handle, join_group
+from models.parallel.group import Alone, Group, Handle, join_group
 from models.parallel.probe import probe
 from service.backends.protocol import Backend, Dtype
 from service.backends.sharded import load_part, sharded_backend
@@ -115,8 +115,10 @@ def open_rank(rank: int, size: int, opening: RankOpening) -> tuple[Backend, Time
     if device.type == "cuda":
         device = torch.device("cuda", rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
-    store = opening.hosted or _store(opening, size)
-    group = TimedGroup(join_group(rank, size, store, opening.timeout_s, device.type), device)
+    joined: Group = Alone()
+    if size > 1:
+        joined = join_group(rank, size, opening.hosted or _store(opening, size), opening.timeout_s, device.type)
+    group = TimedGroup(joined, device)
     shard = load_part(opening.manifest, opening.directory, group, opening.dtype, opening.device)
     said = probe(shard).text
     assert opening.manifest.language is not None
