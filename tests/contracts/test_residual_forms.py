@@ -47,8 +47,8 @@ from training.arith import tokenizer
 # float32 sums in another order, as in `test_backend`.
 TOLERANCE = 5e-5
 FORMS = ("parallel", "ladder", "ladder(slot):0,2", "desync-4x@2")
-# Those with the most in their graphs.
-WRITTEN = ("ladder(slot):0,2", "desync-4x@2")
+# The one with the most in its graphs.
+WRITTEN = ("ladder(slot):0,2",)
 CHAINS = tuple(Chain(chain) for chain in ((0, 1, 2), (0, 2), (1, 1, 2, 2), (2, 1, 0, 2), (2,), (0, 0, 2, 1)))
 PROMPTS = tuple(tuple(Random(seed).choices(range(1, 17), k=length)) for seed, length in enumerate((5, 1, 9, 3, 7, 6)))
 

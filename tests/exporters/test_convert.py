@@ -142,10 +142,15 @@ def test_layer_that_reads_the_same_in_both_forms_changes_nothing() -> None:
     assert sensitivity(model, samples[:1])[7] == pytest.approx(float(plain), rel=1e-6)
 
 
-def test_suggestion_lists_every_layer_those_that_change_least_first() -> None:
+def test_suggestion_lists_every_layer_those_that_change_least_first(tmp_path: Path) -> None:
+    (tmp_path / "few.jsonl").write_text('{"prompt": "12+7=", "target": "19"}\n{"prompt": "s312=", "target": "123"}\n')
     app = typer.Typer()
     app.command("convert")(cli.convert)
-    lines = CliRunner().invoke(app, ["arith", "--suggest"]).stdout.splitlines()[1:]
+    lines = (
+        CliRunner()
+        .invoke(app, ["arith", "--suggest", "--samples", str(tmp_path / "few.jsonl")])
+        .stdout.splitlines()[1:]
+    )
     values = [float(line.split()[1]) for line in lines]
     assert values == sorted(values)
     assert sorted(int(line.split()[0]) for line in lines) == list(range(12))
