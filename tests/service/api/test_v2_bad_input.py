@@ -88,7 +88,7 @@ CASES: list[tuple[str, str, dict[str, Any], bytes, int, tuple[str, ...]]] = [
         ("shared_memory_region", "no such"),
     ),
     ("unknown field", MLP, {**_row(), "chain": "0"}, b"", 422, ("chain", "no such field")),
-    ("unknown parameter", MLP, _told(_row(), sequence_id=1), b"", 422, ("sequence_id", "no such field")),
+    ("unknown parameter", MLP, _told(_row(), colour=1), b"", 422, ("colour", "no such field")),
     ("parameter for texts", MLP, _told(_row(), temperature=1), b"", 422, ("temperature", "leave")),
     ("layer out of range", MLP, _told(_row(), chain="0,3"), b"", 422, ("visit 1", "layer 3", "0 to 2")),
     ("chain too long", MLP, _told(_row(), chain=[0] * 13), b"", 422, ("13 visits", "at most 12")),

@@ -57,6 +57,7 @@ def opened(repository: Repository) -> Open:
     @asynccontextmanager
     async def run(**settings: Any) -> AsyncIterator[Registry]:
         given = {"repository": repository.path, "backend": "fake", "warm_up": False, **settings}
+        before = set(threading.enumerate())  # servers that other tests of this process have open
         registry = Registry(Settings(**given), Metrics())
         await registry.load_all()
         try:
@@ -64,7 +65,7 @@ def opened(repository: Repository) -> Open:
         finally:
             await registry.close()
             assert registry._shelf._room._num_bytes == 0
-            assert not [thread for thread in threading.enumerate() if thread.name == "fathom-device"]
+            assert not [one for one in set(threading.enumerate()) - before if one.name == "fathom-device"]
 
     return run
 
