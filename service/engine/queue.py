@@ -136,7 +136,7 @@ class Queue:
 
     def clear(self) -> list[Work]:
         """Take everything that waits; it is the caller's to answer."""
-        works = [*self._forward, *self.prompts, *self._search, *self._overdue]
+        works = [*self._forward, *self._sequences, *self.prompts, *self._search, *self._overdue]
         self._overdue = []
         self.withdraw(works)
         return works

@@ -24,7 +24,7 @@ from exporters.export import export_checkpoint
 from models import catalogue
 from models.artifact import read_manifest
 from models.chain import Chain
-from models.layered import LayeredModel, TensorStack, Whole, num_parameters
+from models.layered import LayeredModel, SequenceStack, TensorStack, Whole, num_parameters
 from service.app import create_app
 from service.server import Server, listen
 from service.settings import Settings
@@ -137,16 +137,18 @@ def test_a_row_of_a_batch_is_the_row_alone(name: str, client: httpx.Client) -> N
 @pytest.mark.parametrize("name", STACKS)
 def test_any_chain_is_a_plain_loop_over_its_layers(name: str, client: httpx.Client) -> None:
     model = loaded(name)
+    # Rounding adds up with every step: of sequences as much as the model was trained on.
+    inputs = rows(name)[:4, : model.max_trained] if isinstance(model, SequenceStack) else rows(name)[:4]
     with torch.inference_mode():
-        assert torch.equal(model.along({"inputs": rows(name)}, Chain.full(len(model.layers))), model(rows(name)))
+        assert torch.equal(model.along({"inputs": inputs}, Chain.full(len(model.layers))), model(inputs))
     mixed = chains(len(model.layers))
-    together, said = predicted(client, name, rows(name)[:4], chain=[chain.format() for chain in mixed])
+    together, said = predicted(client, name, inputs, chain=[chain.format() for chain in mixed])
     assert [row["chain"] for row in said] == [list(chain.layers) for chain in mixed]
     for row, chain in enumerate(mixed):
         with torch.inference_mode():
-            wanted = model.along({"inputs": rows(name)[row : row + 1]}, chain).numpy()[0]
+            wanted = model.along({"inputs": inputs[row : row + 1]}, chain).numpy()[0]
         np.testing.assert_allclose(together[row], wanted, atol=CLOSE * max(1.0, np.abs(wanted).max()))
-        alone, _ = predicted(client, name, rows(name)[row : row + 1], chain=chain.format())
+        alone, _ = predicted(client, name, inputs[row : row + 1], chain=chain.format())
         np.testing.assert_allclose(together[row], alone[0], atol=1e-5 * max(1.0, np.abs(wanted).max()))
 
 
