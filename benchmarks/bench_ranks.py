@@ -55,7 +55,7 @@ def backends(manifest: Manifest, directory: Path) -> Iterator[dict[str, Backend]
         "sharded, in this process": open_sharded(manifest, directory, Alone(), pages, PAGE_SIZE),
     }
     for size in (1, 2):
-        ranking = Ranking(size, "cpu", "auto", 1, step_deadline_s=20.0, group_timeout_s=30.0)
+        ranking = Ranking(size, "cpu", "auto", 1, step_deadline_s=20.0, group_timeout_s=30.0, rank_silence_s=1.5)
         opened[f"{size} rank{'s' * (size > 1)}"] = open_ranks(
             manifest, directory, ranking, pages, PAGE_SIZE, threading.Event()
         )

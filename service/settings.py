@@ -88,6 +88,9 @@ class Settings(BaseSettings):
     group_timeout_s: float = Field(
         30.0, gt=0, description="how long ranks wait for each other; more than the step deadline, less than a request's"
     )
+    rank_silence_s: float = Field(
+        1.5, gt=0.5, description="how long a rank may show no sign of life before it is lost; beats come twice a second"
+    )
     ranks_address: str | None = Field(
         None, description="tcp://host:port where ranks of other machines come to; without it they are started here"
     )

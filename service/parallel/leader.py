@@ -36,6 +36,7 @@ class Ranking:
     num_threads: int
     step_deadline_s: float
     group_timeout_s: float
+    rank_silence_s: float
     address: str | None = None
     secret: Path | None = None
 
@@ -68,7 +69,7 @@ def open_ranks(
             met = store or str(folder / f"epoch-{epoch}")
             return Welcome(epoch, salt, _LEADER_SILENCE_S, share.meeting_at(met))
 
-        group = Group(manifest.name, ranking.size, ranking.step_deadline_s)
+        group = Group(manifest.name, ranking.size, ranking.step_deadline_s, ranking.rank_silence_s)
         supervisor = Supervisor(group, Builder(ranking.size, launcher, door, secret, welcoming))
         left.callback(supervisor.close)
         backend = RemoteBackend(manifest, supervisor, supervisor.open(given_up), left.pop_all().close)

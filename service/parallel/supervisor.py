@@ -25,17 +25,16 @@ _MAX_FAILURES, _FIRST_PAUSE_S, _BROKEN_S = 5, 0.5, 60.0
 # For a program that only has the ranks meet; for ends in order.
 _PROBE_S, _END_S = 10.0, 5.0
 _TICK_S = 0.2
-# Silence after which a rank is lost: several beats, and with the time to notice it less than two seconds.
-SILENCE_S = 1.5
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Which model so many ranks share, and how long one program may take them."""
+    """Which model so many ranks share; how long one program may take them, and one of them show no sign of life."""
 
     model: str
     size: int
     step_deadline_s: float
+    silence_s: float
 
 
 class Observer(Protocol):
@@ -200,7 +199,7 @@ class Supervisor:
             return None
         with self._changed:
             self._build_s = time.monotonic() - started
-            self._watch = Watch(ranks, self._alarm, SILENCE_S, partial(self._have_met, ranks))
+            self._watch = Watch(ranks, self._alarm, self.group.silence_s, partial(self._have_met, ranks))
             self._ranks, self._facts = ranks, facts
             self._changed.notify_all()
         _log.info("model %s: ranks of epoch %d are up: processes %s", self.group.model, self.epoch, ranks.processes)

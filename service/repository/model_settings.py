@@ -24,6 +24,7 @@ LIMITS = (
     "tensor_parallel",
     "step_deadline_s",
     "group_timeout_s",
+    "rank_silence_s",
     "ranks_address",
     "max_batch_rows",
     "max_batch_tokens",

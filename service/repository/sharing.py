@@ -38,6 +38,7 @@ def ranking_of(manifest: Manifest, settings: Settings) -> Ranking:
         num_threads=settings.num_threads or threads_for(manifest, "eager", cores),
         step_deadline_s=settings.step_deadline_s,
         group_timeout_s=settings.group_timeout_s,
+        rank_silence_s=settings.rank_silence_s,
         address=settings.ranks_address,
         secret=settings.ranks_secret,
     )

@@ -79,8 +79,8 @@ def serve(tiny_repository: Path) -> Serve:
 
 @pytest.fixture(scope="session")
 def ranks_server(serve: Serve) -> Iterator[Served]:
-    """A server whose language model is shared by two ranks."""
-    with serve(backend="eager", tensor_parallel=2) as served:
+    """A server whose language model is shared by two ranks, which a busy machine does not lose."""
+    with serve(backend="eager", tensor_parallel=2, rank_silence_s=30.0) as served:
         yield served
 
 

@@ -35,6 +35,8 @@ SECRET = b"what all ranks of tests know"
 ALL_FAIL, ONE_FAILS, ONE_HANGS, ONE_DIES, ONE_STRAYS, ONE_DRIFTS, ONE_LOSES_IT = 11, 12, 13, 14, 15, 16, 17
 # The rank that does it alone.
 CULPRIT = 1
+# What the server's own setting is.
+SILENCE_S = 1.5
 
 
 @dataclass
@@ -170,7 +172,7 @@ def led(
         manifest.name, manifest.version, "", str(folder), "", "cpu", "auto", 1, num_pages, 4, group_timeout_s=60.0
     )
     builder = Builder(size, launcher, door, SECRET, partial(_welcome, share))
-    supervisor = Supervisor(Group(manifest.name, size, step_deadline_s), builder)
+    supervisor = Supervisor(Group(manifest.name, size, step_deadline_s, SILENCE_S), builder)
     try:
         facts = supervisor.open(threading.Event())
         yield Led(RemoteBackend(manifest, supervisor, facts, supervisor.close), supervisor, launcher, address)

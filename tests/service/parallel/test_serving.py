@@ -146,6 +146,13 @@ class Load:
 
 
 @pytest.fixture(scope="module")
+def ranks_server(serve: Any) -> Iterator[Any]:
+    """A server of its own, whose ranks are lost as soon as anybody's."""
+    with serve(backend="eager", tensor_parallel=2) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
 def wanted(ranks_server: Any) -> dict[tuple[Ask, str], object]:
     return {(ask, prompt): ask(ranks_server.client, prompt) for ask in ASKS for prompt in PROMPTS}
 

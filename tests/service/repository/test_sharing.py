@@ -47,10 +47,10 @@ def test_times_that_would_end_in_the_wrong_order_are_refused(
 
 
 def test_model_says_how_many_ranks_share_it(tiny_repository: Path) -> None:
-    said = json.dumps({"limits": {"tensor_parallel": 4, "step_deadline_s": 5.0}}).encode()
+    said = json.dumps({"limits": {"tensor_parallel": 4, "step_deadline_s": 5.0, "rank_silence_s": 4.0}}).encode()
     own = parse_model_settings(said, "settings.json").over(settings())
     ranking = ranking_of(read_manifest(tiny_repository / "tinylm" / "1"), own)
-    assert (ranking.size, ranking.step_deadline_s, ranking.num_threads) == (4, 5.0, 1)
+    assert (ranking.size, ranking.step_deadline_s, ranking.rank_silence_s, ranking.num_threads) == (4, 5.0, 4.0, 1)
 
 
 def test_server_that_ranks_never_come_to_can_be_stopped(serve: Any, tmp_path: Path) -> None:
