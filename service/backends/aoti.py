@@ -9,7 +9,7 @@ from torch._inductor import aoti_load_package
 
 from models.artifact import Form
 from models.errors import BackendError
-from service.backends.parts import Part, Parts, unchanged
+from service.backends.parts import Part, Parts
 from service.backends.torch_arrays import Opened, TorchArrays
 
 
@@ -23,11 +23,7 @@ def open_aoti(directory: Path, form: Form, device: torch.device) -> Opened:
     def part(name: str) -> Part:
         return _part(directory / name)
 
-    if form.embed and form.head:
-        layers = tuple(part(name) for name in form.layers)
-        return Opened(Parts(part(form.embed), layers, part(form.head)), TorchArrays(device))
-    assert form.whole is not None
-    return Opened(Parts(unchanged, (), part(form.whole)), TorchArrays(device))
+    return Opened(Parts.of(form, part), TorchArrays(device))
 
 
 def _part(path: Path) -> Part:

@@ -9,7 +9,7 @@ import onnxruntime as ort
 
 from models.artifact import Form
 from models.errors import BackendError
-from service.backends.parts import Part, Parts, unchanged
+from service.backends.parts import Part, Parts
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -46,10 +46,7 @@ def open_onnx(directory: Path, form: Form, device: str, num_threads: int, prepac
     def part(name: str) -> Part:
         return _part(open_session(directory / name, device, num_threads, prepack))
 
-    if form.embed and form.head:
-        return Parts(part(form.embed), tuple(part(name) for name in form.layers), part(form.head))
-    assert form.whole is not None
-    return Parts(unchanged, (), part(form.whole))
+    return Parts.of(form, part)
 
 
 def open_session(path: Path, device: str, num_threads: int, prepack: bool = True) -> ort.InferenceSession:

@@ -34,6 +34,9 @@ _FORMATS: dict[str, Format] = {
 }
 # Weights of a layer from which on several threads compute it sooner than one.
 _LARGE_BYTES = 4 << 20
+# A whole graph up to which it is opened beside the layers: above, calls of layers are short against what they compute,
+# and a second copy of the weights is not.
+_WHOLE_BYTES = 16 << 20
 
 
 def open_backend(
@@ -82,8 +85,8 @@ def files_of(manifest: Manifest, name: BackendName) -> set[str]:
     chosen = choose_backend(manifest, name)
     if chosen == "fake":
         return set(manifest.files)
-    form, language = manifest.forms[_FORMATS[chosen]], manifest.language
-    parts = (form.embed, *form.layers, form.head) if form.has_parts else _beside(manifest, form)
+    form, language = _opened(manifest, _FORMATS[chosen]), manifest.language
+    parts = (form.embed, *form.layers, form.head, form.whole) if form.has_parts else _beside(manifest, form)
     text = (language.tokenizer, language.chat_template) if language else ()
     return {*_with_data(manifest, [part for part in parts if part]), *(file for file in text if file)}
 
@@ -163,12 +166,22 @@ class _Compute:
     prepack: bool
 
 
+def _opened(manifest: Manifest, format: Format) -> Form:
+    """What is opened of a form: of a stack its whole graph only where that is small, and its rows are tensors."""
+    form = manifest.forms[format]
+    if not form.has_parts or form.whole is None:
+        return form
+    if manifest.kind == "tensor" and manifest.files[form.whole].size_bytes <= _WHOLE_BYTES:
+        return form
+    return form.model_copy(update={"whole": None})
+
+
 def _open_parts(manifest: Manifest, directory: Path, name: BackendName, compute: _Compute) -> tuple[Parts, Arrays]:
     if name == "fake":
         from service.backends.fake import open_fake
 
         return open_fake(manifest), HostArrays()
-    form: Form = manifest.forms[_FORMATS[name]]
+    form = _opened(manifest, _FORMATS[name])
     if name.startswith("onnx"):
         from service.backends.onnx import open_onnx
 

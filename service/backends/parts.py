@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from models.artifact import LanguageSpec, TensorSpec
+from models.artifact import Form, LanguageSpec, TensorSpec
 from models.errors import BackendError
 from models.lm.residual import Residual
 from service.backends.arrays import Arrays
@@ -22,12 +22,25 @@ Part: TypeAlias = Callable[..., Sequence[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The callables of one model, in the signatures of `models.layered`; `close` frees what they hold."""
+    """The callables of one model, in the signatures of `models.layered`; `close` frees what they hold.
+
+    whole: the full chain from inputs to outputs as one graph, where there is one beside the layers.
+    """
 
     embed: Part
     layers: tuple[Part, ...]
     head: Part
     close: Callable[[], None] = lambda: None
+    whole: Part | None = None
+
+    @classmethod
+    def of(cls, form: Form, part: Callable[[str], Part]) -> "Parts":
+        """The parts of an exported form, each opened by the name of its file."""
+        whole = part(form.whole) if form.whole else None
+        if form.embed and form.head:
+            return cls(part(form.embed), tuple(part(name) for name in form.layers), part(form.head), whole=whole)
+        assert whole is not None
+        return cls(unchanged, (), whole)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,14 +171,21 @@ class TensorBackend:
         return len(self._parts.layers)
 
     def embed(self, inputs: Mapping[str, Array], rows: Rows | None = None) -> Carry:
-        return tuple(self._parts.embed(*(self._arrays.take_in(inputs[name]) for name in self._inputs)))
+        return tuple(self._parts.embed(*self._taken_in(inputs)))
 
     def layer(self, index: int, carry: Carry, rows: Rows | None = None) -> Carry:
         return tuple(self._parts.layers[index](*carry))
 
     def head(self, carry: Carry, tokens: Ints | None = None) -> dict[str, Array]:
-        outputs = self._parts.head(*carry)
-        return {name: self._arrays.give_out(array) for name, array in zip(self._outputs, outputs, strict=True)}
+        return self._given_out(self._parts.head(*carry))
+
+    @property
+    def has_whole(self) -> bool:
+        return self._parts.whole is not None
+
+    def whole(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        assert self._parts.whole is not None
+        return self._given_out(self._parts.whole(*self._taken_in(inputs)))
 
     def select(self, carry: Carry, rows: Selection) -> Carry:
         return tuple(array[rows] for array in carry)
@@ -188,6 +208,12 @@ class TensorBackend:
         self._parts.close()
         self._parts = closed_parts()
 
+    def _taken_in(self, inputs: Mapping[str, Array]) -> list[Any]:
+        return [self._arrays.take_in(inputs[name]) for name in self._inputs]
+
+    def _given_out(self, outputs: Sequence[Any]) -> dict[str, Array]:
+        return {name: self._arrays.give_out(array) for name, array in zip(self._outputs, outputs, strict=True)}
+
 
 def unchanged(*arrays: Any) -> Sequence[Any]:
     """The embed part of a whole graph: its inputs are its carry."""
@@ -196,7 +222,7 @@ def unchanged(*arrays: Any) -> Sequence[Any]:
 
 def closed_parts() -> Parts:
     """Parts of a backend that gave its memory back: whoever still holds the backend holds no weights."""
-    return Parts(_refuse, (), _refuse)
+    return Parts(_refuse, (), _refuse, whole=_refuse)
 
 
 def _refuse(*arrays: Any) -> Sequence[Any]:

@@ -111,6 +111,21 @@ class Backend(Protocol):
 
 
 @runtime_checkable
+class Joined(Protocol):
+    """What a backend has beside the rest if the full chain may be there as one graph: quicker, where layers are small.
+
+    One call for each layer is what a choice of chain costs; who chooses none need not pay it.
+    """
+
+    @property
+    def has_whole(self) -> bool: ...
+
+    def whole(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs of the full chain by name, within rounding those of `embed`, every `layer` and `head`."""
+        ...
+
+
+@runtime_checkable
 class Renewable(Protocol):
     """What a backend has beside the rest if all that it keeps, carries and pages, can be lost and it begins anew.
 

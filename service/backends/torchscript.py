@@ -7,7 +7,7 @@ import torch
 
 from models.artifact import Form
 from models.errors import BackendError
-from service.backends.parts import Part, Parts, unchanged
+from service.backends.parts import Part, Parts
 from service.backends.torch_arrays import Opened, TorchArrays, module_part
 
 
@@ -17,11 +17,7 @@ def open_torchscript(directory: Path, form: Form, device: torch.device) -> Opene
     def part(name: str) -> Part:
         return module_part(_load(directory / name, device))
 
-    if form.embed and form.head:
-        layers = tuple(part(name) for name in form.layers)
-        return Opened(Parts(part(form.embed), layers, part(form.head)), TorchArrays(device))
-    assert form.whole is not None
-    return Opened(Parts(unchanged, (), part(form.whole)), TorchArrays(device))
+    return Opened(Parts.of(form, part), TorchArrays(device))
 
 
 def _load(path: Path, device: torch.device) -> torch.nn.Module:

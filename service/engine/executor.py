@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from models.chain import Chain
-from service.backends.protocol import Array, Backend, Carry, Ints, Rows, Selection, State
+from service.backends.protocol import Array, Backend, Carry, Ints, Joined, Rows, Selection, State
 from service.engine.plan import Group, plan
 
 
@@ -55,9 +55,14 @@ class Executor:
 
     def __init__(self, backend: Backend, counter: LayerCounter) -> None:
         self._backend, self._counter = backend, counter
+        self._whole = backend.whole if isinstance(backend, Joined) and backend.has_whole else None
 
     def run(self, batch: Batch) -> dict[str, Array]:
         """Outputs by name, one row per chain, in the order of the batch."""
+        if self._whole is not None and _are_full(batch.chains, self._backend.num_layers):
+            for layer in batch.chains[0].layers:
+                self._counter.count_layer_call(layer, len(batch.chains), len(batch.chains))
+            return self._whole(batch.inputs)
         return self._backend.head(self._walk(batch), batch.tokens)
 
     def stream(self, batch: Batch) -> Array:
@@ -88,6 +93,11 @@ class Executor:
             return self._backend.layer(call.layer, carry, rows)
         part = self._backend.select(carry, call.rows)
         return self._backend.merge(carry, call.rows, self._backend.layer(call.layer, part, rows))
+
+
+@lru_cache(maxsize=256)
+def _are_full(chains: tuple[Chain, ...], num_layers: int) -> bool:
+    return set(chains) == {Chain.full(num_layers)}
 
 
 @lru_cache(maxsize=256)  # tens of kilobytes each

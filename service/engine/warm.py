@@ -3,13 +3,14 @@
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from models.artifact import EncoderSpec, Manifest
 from models.chain import Chain
 from models.errors import BackendError
-from service.backends.protocol import Array, Backend
+from service.backends.protocol import Array, Backend, Joined
 from service.engine.executor import Batch, Executor
 from service.engine.queue import Limits
 from service.engine.tensor import DTYPES
@@ -29,7 +30,7 @@ class _Uncounted:
 
 
 def warm_up(manifest: Manifest, backend: Backend, limits: Limits) -> None:
-    """Run zeros along the full chain: one row, and a full batch if that is quick. Raises BackendError if they fail.
+    """Run zeros through every layer: one row, and a full batch if that is quick. Raises BackendError if they fail.
 
     Where the manifest leaves sizes open beside the rows, a failure may be due to the size tried and is only logged.
     """
@@ -37,7 +38,11 @@ def warm_up(manifest: Manifest, backend: Backend, limits: Limits) -> None:
     for rows in _row_counts(manifest, limits):
         started = time.perf_counter()
         try:
-            executor.run(_zeros(manifest, rows))
+            batch = _zeros(manifest, rows)
+            executor.run(batch)
+            if isinstance(backend, Joined) and backend.has_whole:  # which is all that has run; other chains take layers
+                turned = Chain(tuple(reversed(range(manifest.num_layers))))
+                executor.run(replace(batch, chains=(turned,) * rows))
         except Exception as error:
             _complain(manifest, rows, error)
             return

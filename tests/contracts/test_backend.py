@@ -320,9 +320,31 @@ def test_full_chain_of_a_language_model_is_its_whole_graph(name: BackendName, ti
 def test_full_chain_of_a_tensor_model_is_its_whole_graph(name: BackendName, tiny_repository: Path) -> None:
     opened = open_model(name, tiny_repository / "tinymlp" / "1")
     whole = whole_part(name, opened.directory)
-    for _ in range(2):
-        got = run(opened.tensor(), Batch({"features": features(5)}, (FULL,) * 5))
-        assert difference(got, whole(features(5))[0]) == 0.0
+    for parts in (replace(opened.parts, whole=None), opened.parts):
+        for _ in range(2):
+            got = run(opened.tensor(parts), Batch({"features": features(5)}, (FULL,) * 5))
+            assert difference(got, whole(features(5))[0]) == 0.0
+
+
+@pytest.mark.parametrize("name", ["onnx", "torchscript"])
+def test_whole_graph_is_run_where_every_row_takes_the_full_chain(name: BackendName, tiny_repository: Path) -> None:
+    opened = open_model(name, tiny_repository / "tinymlp" / "1")
+    executed, reported, num_runs = Calls(), Calls(), 0
+
+    def whole(*arrays: Any) -> Sequence[Any]:
+        nonlocal num_runs
+        num_runs += 1
+        assert opened.parts.whole is not None
+        return opened.parts.whole(*arrays)
+
+    executor = Executor(opened.tensor(replace(counted(opened.parts, executed), whole=whole)), reported)
+    full = executor.run(Batch({"features": features(5)}, (FULL,) * 5))
+    assert (num_runs, executed.rows) == (1, Counter())
+    assert reported.rows == dict.fromkeys(range(3), 5)
+    mixed = executor.run(Batch({"features": features(5)}, (FULL,) * 4 + (Chain((0, 2)),)))
+    assert (num_runs, executed.rows) == (1, {0: 5, 1: 4, 2: 5})
+    for row in range(4):
+        assert_same_answer(full["logits"][row], mixed["logits"][row], opened.tolerance)
 
 
 def test_full_chain_of_eager_parts_is_the_plain_model(

@@ -24,7 +24,7 @@ from exporters.export import export_checkpoint
 from models import catalogue
 from models.artifact import read_manifest
 from models.chain import Chain
-from models.layered import LayeredModel, SequenceStack, TensorStack, Whole, num_parameters
+from models.layered import LayeredModel, SequenceStack, Whole, num_parameters
 from service.app import create_app
 from service.server import Server, listen
 from service.settings import Settings
@@ -40,7 +40,6 @@ ARCHITECTURES: dict[str, Any] = {
     name: catalogue.find(json.loads((CHECKPOINTS / name / "config.json").read_text())["model_type"]) for name in NAMES
 }
 STACKS = [name for name, architecture in ARCHITECTURES.items() if not issubclass(architecture, Whole)]
-CLASSIFIERS = [name for name in STACKS if issubclass(ARCHITECTURES[name], TensorStack)]
 FORMATS = ("onnx", "torchscript", "safetensors")
 # Numbers over HTTP against eager torch: what an export may differ by.
 CLOSE = 1e-4
@@ -152,7 +151,7 @@ def test_any_chain_is_a_plain_loop_over_its_layers(name: str, client: httpx.Clie
         np.testing.assert_allclose(together[row], alone[0], atol=1e-5 * max(1.0, np.abs(wanted).max()))
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("name", STACKS)
 def test_search_with_agreement_finds_chains_that_give_the_same_answer(name: str, client: httpx.Client) -> None:
     body = {"model": name, "inputs": rows(name).tolist(), "reward": "agreement", "budget": {"simulations": 8}}
     response = client.post("/cola/search", json=body)

@@ -11,6 +11,7 @@ from service.backends.kv import page_bytes
 from service.backends.open import (
     BackendName,
     choose_backend,
+    files_of,
     num_pages_within,
     open_backend,
     refuse_both_runtimes,
@@ -124,3 +125,17 @@ def test_both_runtime_wheels_are_refused(install: Callable[[str], None]) -> None
 def test_leftovers_of_a_removed_package_do_not_matter(install: Callable[[str], None], tmp_path: Path) -> None:
     (tmp_path / "broken-1.0.dist-info").mkdir()
     refuse_both_runtimes()
+
+
+PARTS = Form(embed="embed", layers=("0", "1", "2", "3"), head="head", whole="whole", tolerance=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "language", "is_opened"), [(1 << 20, None, True), (17 << 20, None, False), (1 << 20, LANGUAGE, False)]
+)
+def test_whole_graph_of_small_tensor_models_is_opened_beside_the_layers(
+    num_bytes: int, language: LanguageSpec | None, is_opened: bool
+) -> None:
+    files = {name: FileRecord(sha256="0" * 64, size_bytes=num_bytes) for name in ("embed", *"0123", "head", "whole")}
+    given = manifest("onnx", language=language).model_copy(update={"forms": {"onnx": PARTS}, "files": files})
+    assert ("whole" in files_of(given, "onnx")) == is_opened

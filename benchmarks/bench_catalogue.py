@@ -1,0 +1,139 @@
+"""What it costs that a chain can be chosen: every stack of the catalogue, against its whole graph.
+
+Measured: a pass of 8 held-out rows along the full chain, one thread, of a recurrent model one chunk of steps: the whole
+graph as the runtime has it; the batch executor of the service, which runs that graph where it may; and layer by layer,
+as every other chain is run. Medians of alternating rounds. Left out: HTTP, JSON, the batcher. A ratio above 1.15 means
+that what goes on between calls of layers costs more than a choice of depth should.
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from report import report
+from torch import Tensor
+
+from exporters.export import export_checkpoint, find_checkpoint
+from models import catalogue
+from models.artifact import Format, read_manifest
+from models.chain import Chain
+from models.layered import LayeredModel, SequenceStack
+from service.backends.onnx import open_onnx
+from service.backends.open import open_backend
+from service.backends.parts import Parts
+from service.backends.torchscript import open_torchscript
+from service.engine.executor import Batch, Executor
+from training.recipes import find_recipe, recipes
+
+FORMATS: tuple[Format, ...] = ("onnx", "torchscript")
+ROWS, ROUNDS, PASSES = 8, 60, 20
+Pass: TypeAlias = Callable[[], Any]
+
+
+class Uncounted:
+    """Nobody scrapes a benchmark."""
+
+    def count_layer_call(self, layer: int, rows: int, tokens: int) -> None:
+        pass
+
+
+def passes(directory: Path, format: Format, model: LayeredModel, rows: Tensor) -> tuple[Pass, Pass, Pass]:
+    """The whole graph, what is served for the full chain, and every layer by itself."""
+    manifest = read_manifest(directory)
+    parts = opened(directory, format)
+    states = model.empty_state(len(rows)) if isinstance(model, SequenceStack) else ()
+    stacked = [torch.stack([state] * len(model.layers)) for state in states]
+    given, *every = (tensor.numpy() if format == "onnx" else tensor for tensor in (rows, *states, *stacked))
+    first, all_first = every[: len(states)], every[len(states) :]
+    executor = Executor(open_backend(manifest, directory, format, num_threads=1), Uncounted())
+    inputs, chains = {manifest.inputs[0].name: rows.numpy()}, (Chain.full(len(model.layers)),) * len(rows)
+
+    def whole() -> Any:
+        assert parts.whole is not None
+        return parts.whole(given, *all_first)[0]
+
+    def served() -> Any:
+        return next(iter(executor.run(Batch(inputs, chains, **from_the_first(model, rows))).values()))
+
+    def by_layers() -> Any:
+        hidden = parts.embed(given)[0]
+        for layer in parts.layers:
+            hidden = layer(hidden, *first)[0]
+        return parts.head(hidden)[0]
+
+    return whole, served, by_layers
+
+
+def from_the_first(model: LayeredModel, rows: Tensor) -> dict[str, Any]:
+    """What a batch of sequences has beside its inputs when it begins."""
+    if not isinstance(model, SequenceStack):
+        return {}
+    count, length = rows.shape[:2]
+    states = [[None] * len(model.layers) for _ in range(count)]
+    return {"starts": np.zeros(count, np.int64), "lengths": np.full(count, length, np.int64), "states": states}
+
+
+def opened(directory: Path, format: Format) -> Parts:
+    """All parts of a form, the whole graph of every kind of model among them."""
+    form = read_manifest(directory).forms[format]
+    if format == "onnx":
+        return open_onnx(directory, form, "cpu", 1)
+    return open_torchscript(directory, form, torch.device("cpu")).parts
+
+
+def seconds(call: Pass) -> float:
+    """Of one pass, over some."""
+    started = time.perf_counter()
+    for _ in range(PASSES):
+        call()
+    return (time.perf_counter() - started) / PASSES
+
+
+def measure(name: str, folder: Path) -> list[dict[str, object]]:
+    """One row for each runtime; none for a network that is no stack."""
+    checkpoint = find_checkpoint(name)
+    model, directory = catalogue.load(checkpoint), folder / name / "1"
+    if not model.layers:
+        return []
+    export_checkpoint(checkpoint, folder, FORMATS)
+    rows = find_recipe(name).task.heldout().inputs[:ROWS]
+    if isinstance(model, SequenceStack):
+        rows = rows[:, : model.max_chunk]
+    found = []
+    for format in FORMATS:
+        calls = passes(directory, format, model, rows)
+        wanted = torch.as_tensor(calls[0]())
+        for call in calls:
+            torch.testing.assert_close(torch.as_tensor(call()), wanted, atol=1e-3, rtol=1e-3)
+        with torch.inference_mode():
+            times = [[seconds(call) for call in calls] for _ in range(ROUNDS)]
+        whole, served, by_layers = (statistics.median(column) for column in zip(*times, strict=True))
+        found.append(
+            {
+                "model": name,
+                "layers": len(model.layers),
+                "form": format,
+                "whole, us": 1e6 * whole,
+                "served / whole": served / whole,
+                "layers / whole": by_layers / whole,
+            }
+        )
+    return found
+
+
+def main(names: Sequence[str]) -> None:
+    """Those that are named, or every stack."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [row for name in names or recipes() for row in measure(name, Path(folder))]
+    report("Along the full chain against the whole graph, 8 rows", rows, rounds=ROUNDS, passes=PASSES)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
