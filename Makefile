@@ -28,9 +28,10 @@ export BUILD_ARGS RUN_ARGS
 serve: $(VENV)/.serve $(MODELS:%=repository/%/1/manifest.json) repository/.catalogue
 	FATHOM_MODELS_BYTES=1000000000 exec $(BIN)/fathom serve --repository repository --port $(PORT)
 
-# One thread for each of the two processes: more would fight over two cores.
+# One thread for each of the two processes: more would fight over two cores. A file stays on one of them, and what its
+# tests share is made once.
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not image and not retrain" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not image and not retrain" $(ARGS)
 
 # Every recipe of the catalogue from the start: is the card what comes of it?
 retrain: $(VENV)/.dev
