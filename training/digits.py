@@ -2,49 +2,29 @@
 
 import argparse
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
 import torch
 from rich.progress import track
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
-from torch import Tensor
 from torch.nn import functional as F
 
 from models import catalogue
 from models.layered import num_parameters
 from models.mixers.residual_mlp import ResidualMLP, ResidualMLPConfig
+from training.tasks.digits import moved, split
+from training.tasks.task import Examples
 
 CONFIG = ResidualMLPConfig(
     num_features=64, num_classes=10, hidden_size=64, expansion=2, num_layers=12, input_shift=8.0, input_scale=0.125
 )
-SPLIT_SEED = 0
-TEST_ROWS = 360
 BATCH_SIZE = 64
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.05
 LABEL_SMOOTHING = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """inputs [N, 64] float32, pixels 0 to 16; targets [N] int64."""
-
-    inputs: Tensor
-    targets: Tensor
-
-
-def split() -> tuple[Rows, Rows]:
-    """Training rows and test rows, stratified, always the same."""
-    inputs, targets = load_digits(return_X_y=True)
-    parts = train_test_split(inputs, targets, test_size=TEST_ROWS, random_state=SPLIT_SEED, stratify=targets)
-    train_inputs, test_inputs, train_targets, test_targets = map(torch.as_tensor, parts)
-    return Rows(train_inputs.float(), train_targets), Rows(test_inputs.float(), test_targets)
-
-
-def train(rows: Rows, epochs: int, seed: int) -> ResidualMLP:
+def train(rows: Examples, epochs: int, seed: int) -> ResidualMLP:
     """Plain training: AdamW, one cosine down to zero, images moved by up to one pixel. Layers are never left out."""
     torch.manual_seed(seed)
     model = ResidualMLP(CONFIG)
@@ -63,22 +43,13 @@ def train(rows: Rows, epochs: int, seed: int) -> ResidualMLP:
     return model.eval()
 
 
-def moved(inputs: Tensor) -> Tensor:
-    """Each image [B, 64] moved by -1, 0 or 1 pixel in both directions; empty pixels come in."""
-    images = F.pad(inputs.view(-1, 8, 8), (1, 1, 1, 1))  # [B, 10, 10]
-    corners = torch.randint(0, 3, (len(inputs), 2, 1))
-    rows, columns = corners[:, 0] + torch.arange(8), corners[:, 1] + torch.arange(8)  # [B, 8]
-    picked = images[torch.arange(len(inputs))[:, None, None], rows[:, :, None], columns[:, None, :]]
-    return picked.flatten(1)
-
-
-def accuracy(model: ResidualMLP, rows: Rows) -> float:
+def accuracy(model: ResidualMLP, rows: Examples) -> float:
     """Share of rows whose best class is the target."""
     with torch.inference_mode():
         return float((model(rows.inputs).argmax(-1) == rows.targets).float().mean())
 
 
-def write(model: ResidualMLP, test: Rows, card: str, out: Path) -> None:
+def write(model: ResidualMLP, test: Examples, card: str, out: Path) -> None:
     """Write config, weights, test rows and model card."""
     catalogue.save(model, out)
     (out / "model.safetensors").chmod(0o644)

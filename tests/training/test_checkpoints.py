@@ -15,6 +15,8 @@ from models.lm import weights
 from training import digits
 from training.arith.accuracy import is_right
 from training.arith.problems import FAMILIES, LEVELS, Problem, is_heldout
+from training.tasks.digits import split
+from training.tasks.task import Examples
 
 CHECKPOINTS = Path(__file__).parents[2] / "models" / "checkpoints"
 ARITH, DIGITS = CHECKPOINTS / "arith", CHECKPOINTS / "digits"
@@ -78,7 +80,7 @@ def test_arith_heldout_problems_survive_the_tokenizer() -> None:
 
 def test_digits_is_as_right_as_its_card_says() -> None:
     test = lines(DIGITS / "heldout.jsonl")
-    rows = digits.Rows(torch.tensor([line["inputs"] for line in test]), torch.tensor([line["target"] for line in test]))
+    rows = Examples(torch.tensor([line["inputs"] for line in test]), torch.tensor([line["target"] for line in test]))
     match = re.search(r"\| 360 \| (\d+) ", (DIGITS / "README.md").read_text())
     assert match is not None
     assert round(digits.accuracy(catalogue.load(DIGITS), rows) * 360) == int(match[1]) >= 0.97 * 360
@@ -86,7 +88,7 @@ def test_digits_is_as_right_as_its_card_says() -> None:
 
 def test_digits_heldout_rows_are_the_test_split() -> None:
     test = lines(DIGITS / "heldout.jsonl")
-    training, split = digits.split()
-    assert [line["inputs"] for line in test] == split.inputs.tolist()
-    assert [line["target"] for line in test] == split.targets.tolist()
-    assert not set(map(tuple, split.inputs.tolist())) & set(map(tuple, training.inputs.tolist()))
+    training, heldout = split()
+    assert [line["inputs"] for line in test] == heldout.inputs.tolist()
+    assert [line["target"] for line in test] == heldout.targets.tolist()
+    assert not set(map(tuple, heldout.inputs.tolist())) & set(map(tuple, training.inputs.tolist()))

@@ -17,6 +17,8 @@ from training.arith.problems import Problem
 from training.arith.recipe import CONFIG, Recipe, Trainer
 from training.arith.run import Run, work
 from training.arith.tokenizer import END_ID, IDS, PAD_ID
+from training.tasks.digits import moved, split
+from training.tasks.task import Examples
 
 RECIPE = Recipe(steps=4, decay=2, batch_size=8, warmup=2)
 
@@ -120,18 +122,18 @@ def test_sizes_are_those_of_the_card() -> None:
 
 
 def test_digits_same_seed_gives_same_weights() -> None:
-    rows, _ = digits.split()
-    few = digits.Rows(rows.inputs[:256], rows.targets[:256])
+    rows, _ = split()
+    few = Examples(rows.inputs[:256], rows.targets[:256])
     assert same(digits.train(few, epochs=1, seed=0), digits.train(few, epochs=1, seed=0))
 
 
 def test_digits_moves_keep_the_pixels() -> None:
-    rows, _ = digits.split()
+    rows, _ = split()
     image = rows.inputs[:1].repeat(50, 1)
-    moved = digits.moved(image)
-    assert moved.shape == image.shape
-    assert (moved.sum(1) <= image.sum(1)).all()
-    assert (moved == image).all(1).any()
+    found = moved(image)
+    assert found.shape == image.shape
+    assert (found.sum(1) <= image.sum(1)).all()
+    assert (found == image).all(1).any()
 
 
 def test_two_workers_give_the_weights_of_one(tmp_path: Path) -> None:

@@ -34,12 +34,12 @@ class Digits:
     metric: str = "right answers, %"
 
     def batch(self, size: int, random: Generator) -> Examples:
-        learned, _ = _split()
+        learned, _ = split()
         picked = torch.randint(len(learned.targets), (size,), generator=random)
-        return Examples(self._shaped(_moved(learned.inputs[picked], random)), learned.targets[picked])
+        return Examples(self._shaped(moved(learned.inputs[picked], random)), learned.targets[picked])
 
     def heldout(self) -> Examples:
-        _, held = _split()
+        _, held = split()
         return Examples(self._shaped(held.inputs), held.targets)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -57,15 +57,15 @@ def _answers(outputs: Tensor) -> Tensor:
 
 
 @cache
-def _split() -> tuple[Examples, Examples]:
-    """Rows to learn from and rows held out, inputs [N, 64]."""
+def split() -> tuple[Examples, Examples]:
+    """Rows to learn from and rows held out, always the same: inputs [N, 64] float32, pixels of 0 to 16; targets [N]."""
     inputs, targets = load_digits(return_X_y=True)
     parts = train_test_split(inputs, targets, test_size=_TEST_ROWS, random_state=_SPLIT_SEED, stratify=targets)
     train_inputs, test_inputs, train_targets, test_targets = map(torch.as_tensor, parts)
     return Examples(train_inputs.float(), train_targets), Examples(test_inputs.float(), test_targets)
 
 
-def _moved(inputs: Tensor, random: Generator) -> Tensor:
+def moved(inputs: Tensor, random: Generator | None = None) -> Tensor:
     """Each image [B, 64] moved by -1, 0 or 1 pixel in both directions; empty pixels come in."""
     images = F.pad(inputs.view(-1, 8, 8), (1, 1, 1, 1))  # [B, 10, 10]
     corners = torch.randint(0, 3, (len(inputs), 2, 1), generator=random)
