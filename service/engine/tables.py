@@ -33,7 +33,7 @@ class Table:
         pages: Ints = self.pages[:, :num_columns]
         if self.max_shared <= column:
             return pages
-        places = np.arange(num_columns)
+        places = np.arange(pages.shape[1])
         return np.where((places >= column) & (places < self.num_shared[:, None]), -1, pages)
 
 
