@@ -1,4 +1,4 @@
-"""Pipelines for tests: programs done by all ranks of all stages and compared as a leader does. In threads or anywhere."""
+"""Pipelines for tests: programs are done by all ranks of all stages, and compared as a leader does."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -80,3 +80,11 @@ def test_beginning_outlives_the_end_of_a_text() -> None:
     again = tables.open(TEXT[:5], Chain((0,)), 5)
     assert again
     assert again.num_found == 1
+
+
+def test_table_with_fewer_columns_than_its_batch_says_what_it_has() -> None:
+    tables = Tables(Pools(20), page_size=4)
+    published(tables)
+    table = tables.open(TEXT, OTHER, len(TEXT))
+    assert table
+    assert table.writable(0, 5).tolist() == table.writable(0, 3).tolist()
