@@ -125,9 +125,10 @@ def num_pending(config: LMConfig, layer: int) -> int:
     """Outputs that a visit of a layer leaves on their way to each of its rows."""
     if config.residual.has_streams:
         return 1
-    if _is_side_by_side(config) and (config.norm_place == "before" or layer in config.without_attention):
-        return 1
-    return (layer not in config.without_attention) + (layer not in config.without_mlp)
+    if _is_side_by_side(config):
+        return 1 if config.norm_place == "before" or layer in config.without_attention else 2
+    misses = config.residual.is_ladder(layer) and layer not in config.without_attention  # else its MLP has read it
+    return misses + (layer not in config.without_mlp)
 
 
 def make_layer(whole: LMConfig, local: LMConfig, layer: int, group: Group) -> ShardedLayer:

@@ -11,8 +11,8 @@ import torch
 
 from models.artifact import LayersSpec, Manifest, TensorSpec
 from models.lm.config import LMConfig
-from models.parallel.crossing import Crossing
-from models.parallel.group import Group
+from models.parallel.crossing import Crossing, divide
+from models.parallel.group import Group, ProcessGroup
 from models.parallel.stages import Stages
 from service.backends.protocol import Array
 from service.backends.remote import RemoteBackend
@@ -21,6 +21,7 @@ from service.parallel.execute import Interpreter, Outcome
 from service.parallel.messages import Facts
 from service.parallel.probing import find_facts
 from service.parallel.program import input_names
+from tests.parallel.ranks import TIMEOUT_S
 from tests.parallel.served import language, staged
 from tests.parallel.threads import ThreadCrossing, on_stages
 from tests.service.parallel.loopback import Epoch
@@ -84,11 +85,27 @@ def led(
     return RemoteBackend(manifest_of(config), supervisor, facts[0], lambda: None, stages)
 
 
+# Of a process that is a rank of tests.
+_HERE: list[Rank] = []
+
+
+def open_here(group: ProcessGroup, directory: Path, stages: Stages, num_pages: int, dtype: torch.dtype) -> Facts:
+    """Have this process be a rank of a pipeline from now on."""
+    own, crossing = divide(group, stages.count, TIMEOUT_S)
+    _HERE[:] = [opened(own, crossing, directory, stages, num_pages, dtype)]
+    return _HERE[0].facts
+
+
+def answer_here(group: ProcessGroup, body: bytes) -> Answer:
+    """Have this process do a program."""
+    return _HERE[0].do(body)
+
+
 @contextmanager
 def threads(
     directory: Path, stages: Stages, size: int, num_pages: int = 0, dtype: torch.dtype = torch.float64
 ) -> Iterator[tuple[RemoteBackend, list[ThreadCrossing]]]:
-    """A pipeline of a checkpoint in this process, and the ways between its stages, which note what was sent."""
+    """A pipeline of a checkpoint in this process, and its ranks' ways to each other, which note what is sent."""
     places = on_stages(stages.count, size)
     with ThreadPoolExecutor(len(places)) as pool:
         ranks = list(pool.map(lambda place: opened(*place, directory, stages, num_pages, dtype), places))
