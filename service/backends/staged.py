@@ -44,9 +44,9 @@ class StagedBackend(LanguageBackend):
         page_size: int = PAGE_SIZE,
     ) -> None:
         """language: of this rank's heads; num_pages: of all stages."""
-        own = station.stages.pages(num_pages)[station.stage]
-        super().__init__(parts, language, arrays, len(own), page_size)
-        self.station, self._first_page, self._num_pages = station, own.start, num_pages
+        self._pages = station.stages.pages(num_pages)
+        super().__init__(parts, language, arrays, len(self._pages[station.stage]), page_size)
+        self.station, self._num_pages = station, num_pages
 
     @property
     def num_pages(self) -> int:
@@ -70,6 +70,7 @@ class StagedBackend(LanguageBackend):
 
     def layer(self, index: int, carry: Carry, rows: Rows | None = None) -> Carry:
         assert rows is not None
+        assert _are_within(self._pages[self.station.stages.of(index)], rows.pages)  # on all ranks, or on none
         here = moved(carry.hidden, index)
         if here is None:
             made, kept = None, self._nothing_of(carry) if rows.keep else ()
@@ -95,7 +96,8 @@ class StagedBackend(LanguageBackend):
 
     def _own(self, rows: Rows) -> Rows:
         """Rows of a visit on this stage: the pages as they are counted here, and the past that is here."""
-        pages = None if rows.pages is None else rows.pages - self._first_page  # what was -1 is below 0 still
+        first = self._pages[self.station.stage].start
+        pages = None if rows.pages is None else rows.pages - first  # what was -1 is below 0 still
         past = [Past(Pass(None, (), tuple(one.here for one in each.carry.kept)), each.length) for each in rows.past]
         return replace(rows, pages=pages, past=past)
 
@@ -117,6 +119,11 @@ def staged_backend(
     """The backend of one rank's part of a stage of a model that `language` describes whole."""
     found = arrays or StagedArrays(shard.group, device_of(shard), shard.dtype)
     return StagedBackend(parts_of(shard), local_spec(shard, language), found, station, num_pages, page_size)
+
+
+def _are_within(part: range, pages: Ints | None) -> bool:
+    """Whether all pages that there are lie in one part."""
+    return pages is None or bool(((pages < 0) | ((pages >= part.start) & (pages < part.stop))).all())
 
 
 def _hollow(*shape: int) -> Array:
