@@ -24,6 +24,9 @@ def moved(hidden: Staged, layer: int) -> Stream | None:
     """
     station = hidden.station
     target = station.stages.of(layer)
+    if (hidden.stages == target).all():
+        assert isinstance(hidden.here, Stream)
+        return hidden.here if target == station.stage else None
     waits = station.waits(hidden.last, layer)
 
     def pack(rows: Places) -> Tensor:
@@ -35,7 +38,7 @@ def moved(hidden: Staged, layer: int) -> Stream | None:
         return _unpacked(message, hidden, rows, waits[rows])
 
     here = _gathered(hidden, target, pack, unpack, hidden.here)
-    assert here is None or isinstance(here, Stream)
+    assert not isinstance(here, Tensor)
     return here
 
 
@@ -54,7 +57,7 @@ def whole(hidden: Staged, target: int, tokens: Places | None = None) -> Tensor |
         return _received(hidden, source, (len(rows), count, landed.shape[2]))
 
     # What lies here may be merged with others while it is sent.
-    gathered = _gathered(hidden, target, lambda rows: landed.clone(), unpack, landed)
+    gathered = _gathered(hidden, target, lambda rows: _copied(landed), unpack, landed)
     assert gathered is None or isinstance(gathered, Tensor)
     return gathered
 
@@ -84,12 +87,17 @@ def _received(hidden: Staged, source: int, shape: tuple[int, ...]) -> Tensor:
     return message
 
 
+def _copied(tensor: Tensor) -> Tensor:
+    """The numbers in memory that nobody else writes to, in a row as the network takes them."""
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
 def _packed(stream: Stream, hidden: Staged, layer: int, waits: Places) -> Tensor:
     """Rows [R, S, D] with all that the layer's attention reads, then what waits for W of them."""
     residual = hidden.station.config.residual
     stream = stream.land(lambda output: attention_reads(residual, layer, output.module, output.layer))
     if not waits.any():
-        return stream.landed.clone()
+        return _copied(stream.landed)
     waiting = Stream(torch.zeros_like(stream.landed), stream.pieces).land().landed
     return torch.cat((stream.landed, waiting[np.flatnonzero(waits)]))
 

@@ -138,7 +138,9 @@ class Ranks:
         return reports
 
     def _compare(self, reports: Sequence[_Report]) -> None:
-        first, collectives, looked = reports[0].told, dict[int, int](), list[tuple[float, float]]()
+        first, collectives = reports[0].told, dict[int, int]()  # of the ranks of a stage as many
+        looked = {rank: found for rank, report in enumerate(reports) if (found := report.told.get("looked"))}
+        speaker = min(looked, default=0)
         for rank, report in enumerate(reports):
             if "diverged" in report.told:
                 raise LostError(f"rank {rank} diverged: {report.told['diverged']}")
@@ -148,9 +150,8 @@ class Ranks:
             stage, count = report.told["collectives"]
             if report.told["digest"] != first["digest"] or collectives.setdefault(stage, count) != count:
                 raise LostError(f"rank {rank} diverged: it did something else than rank 0")
-            looked += [report.told["looked"]] if report.told["looked"] else []  # of those who have outputs
-            if looked and not agree(looked[-1], looked[0]):
-                raise LostError(f"rank {rank} diverged: its outputs are not those of rank 0")
+            if rank in looked and not agree(looked[rank], looked[speaker]):
+                raise LostError(f"rank {rank} diverged: its outputs are not those of rank {speaker}")
 
     def _note(self, reports: Sequence[_Report]) -> None:
         told = self.told
