@@ -47,6 +47,8 @@ class Pools:
 
     def take(self, layers: Sequence[int]) -> list[int] | None:
         """A page for a visit of each of these layers, in their order; None, and none taken, if some are not there."""
+        if len(self._pages) == 1:
+            return self._pages[0].take(len(layers))
         counts = self.counts(layers, [1] * len(layers))
         if not self.are_available(counts):
             return None
@@ -63,6 +65,9 @@ class Pools:
 
     def give_back(self, held: Iterable[int]) -> None:
         """As `Pages.give_back`."""
+        if len(self._pages) == 1:
+            self._pages[0].give_back(held)
+            return
         for page in held:
             self._that_has(page).give_back((page,))
 
