@@ -3,11 +3,15 @@
 import logging
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from models.artifact import Manifest
+from tests.service.parallel.fakes import ONE_DRIFTS, ONE_STRAYS, led, open_stage
 from tests.service.parallel.test_serving import PROMPTS, READY_AGAIN_S, is_ready, predict, ranks_of, wait_for
+from tests.service.parallel.test_supervisor import logits
 
 CHAINS = ("full", [0, 2], [2, 1, 0], [0, 1, 2, 0, 1, 2], [1, 1], [2])
 
@@ -16,6 +20,17 @@ def texts(server: Any) -> list[str]:
     """What is said of every prompt along every chain."""
     answers = [server.predict("tinylm", list(PROMPTS), chain=chain)["outputs"] for chain in CHAINS]
     return [output["text"] for outputs in answers for output in outputs]
+
+
+def test_what_comes_out_is_of_the_rank_with_the_head_and_stages_meet_as_often_as_they_have_to(
+    manifest: Manifest, tmp_path: Path
+) -> None:
+    with led(manifest, tmp_path, opening=open_stage) as ranks:
+        plain = logits(ranks.backend, [1, 2])
+        logits(ranks.backend, [1, ONE_STRAYS])  # one collective more than the other stage
+        logits(ranks.backend, [1, ONE_DRIFTS])
+        assert (logits(ranks.backend, [1, 2]) == plain + 100).all()
+        assert ranks.supervisor.epoch == 1
 
 
 def test_stages_answer_as_one_process_and_come_back_when_one_is_lost(
