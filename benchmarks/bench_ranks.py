@@ -1,7 +1,8 @@
 """What it costs to have ranks do a decode step instead of this process: one message out, one answer back.
 
 Measured: one decode step of `arith` along the full chain, from the batch to logits, medians over alternating rounds:
-the plain eager backend and all of a sharded model in this process, and ranks behind their supervisor. One thread each.
+the plain eager backend and all of a sharded model in this process, and ranks behind their supervisor, side by side and
+one after the other as stages of a pipeline. One thread each.
 Left out: HTTP, the scheduler, sampling. More than a millisecond between a sharded model here and one rank would mean
 that a program is too many messages, or a message too large.
 """
@@ -22,6 +23,7 @@ from exporters.export import export_checkpoint, find_checkpoint
 from models.artifact import Manifest, read_manifest
 from models.chain import Chain
 from models.parallel.group import Alone
+from models.parallel.stages import deal
 from service.backends.open import open_backend
 from service.backends.protocol import Backend
 from service.backends.sharded import open_sharded
@@ -39,10 +41,10 @@ class Uncounted:
 
 
 def step(manifest: Manifest, rows: int) -> Batch:
-    """Rows that read one token after those in their one page."""
+    """Rows that read one token after those in their one page; pages of a layer lie side by side."""
     chains = (Chain.full(manifest.num_layers),) * rows
     starts, lengths = np.full(rows, CACHED, np.int64), np.ones(rows, np.int64)
-    pages = np.arange(rows * manifest.num_layers, dtype=np.int64).reshape(rows, manifest.num_layers, 1)
+    pages = np.arange(manifest.num_layers * MAX_ROWS, dtype=np.int64).reshape(-1, MAX_ROWS).T[:rows, :, None]
     return Batch({"token_ids": np.ones((rows, 1), np.int64)}, chains, starts, lengths, lengths[:, None] - 1, pages)
 
 
@@ -54,11 +56,12 @@ def backends(manifest: Manifest, directory: Path) -> Iterator[dict[str, Backend]
         "eager": open_backend(manifest, directory, "eager", num_pages=pages, page_size=PAGE_SIZE),
         "sharded, in this process": open_sharded(manifest, directory, Alone(), pages, PAGE_SIZE),
     }
-    for size in (1, 2):
-        ranking = Ranking(size, "cpu", "auto", 1, step_deadline_s=20.0, group_timeout_s=30.0, rank_silence_s=1.5)
-        opened[f"{size} rank{'s' * (size > 1)}"] = open_ranks(
-            manifest, directory, ranking, pages, PAGE_SIZE, threading.Event()
+    for name, size, count in (("1 rank", 1, 1), ("2 ranks", 2, 1), ("2 stages of a rank", 2, 2)):
+        stages = deal(manifest.num_layers, count)
+        ranking = Ranking(
+            size, "cpu", "auto", 1, step_deadline_s=20.0, group_timeout_s=30.0, rank_silence_s=1.5, stages=stages
         )
+        opened[name] = open_ranks(manifest, directory, ranking, pages, PAGE_SIZE, threading.Event())
     yield opened
     for backend in opened.values():
         backend.close()

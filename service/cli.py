@@ -44,6 +44,7 @@ def serve(
     backend: Annotated[str | None, typer.Option(help="auto, onnx, torchscript, eager or fake.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
     tensor_parallel: Annotated[int | None, typer.Option(help="Ranks that share each language model.")] = None,
+    pipeline_parallel: Annotated[int | None, typer.Option(help="Stages of layers, each of so many ranks.")] = None,
     ranks_address: Annotated[str | None, typer.Option(help="tcp://host:port for ranks that torchrun starts.")] = None,
 ) -> None:
     """Serve the models of a repository over HTTP, and over gRPC where it has a port."""
@@ -51,7 +52,8 @@ def serve(
     from service.settings import read_settings
 
     said: dict[str, object] = {"host": host, "port": port, "grpc_port": grpc_port, "backend": backend, "device": device}
-    said |= {"tensor_parallel": tensor_parallel, "ranks_address": ranks_address}
+    said |= {"tensor_parallel": tensor_parallel, "pipeline_parallel": pipeline_parallel}
+    said |= {"ranks_address": ranks_address}
     server.serve(read_settings(None, repository=repository, **said))
 
 

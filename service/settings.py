@@ -32,6 +32,10 @@ def _listed(value: object) -> object:
     return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
 
+def _counts(value: object) -> object:
+    return tuple(listed) if isinstance(listed := _listed(value), list) else value
+
+
 def _place(value: object) -> object:
     """A URL stays text; "s3://bucket" is no path. file:///models is the folder /models."""
     if not isinstance(value, str) or "://" not in value:
@@ -83,6 +87,12 @@ class Settings(BaseSettings):
     )
     tensor_parallel: int = Field(
         1, ge=1, le=1024, description="ranks that share each language model; 1 runs it in this process"
+    )
+    pipeline_parallel: int = Field(
+        1, ge=1, le=1024, description="stages that layers of a language model are dealt out to, each of so many ranks"
+    )
+    pipeline_layers: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_counts)] = Field(
+        (), description="layers of each stage, separated by commas; none: as even as they go"
     )
     step_deadline_s: float = Field(20.0, gt=0, description="how long ranks may take for one pass before they are lost")
     group_timeout_s: float = Field(

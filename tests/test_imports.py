@@ -37,6 +37,7 @@ PURE = (
     "models.errors",
     "models.lm.residual",
     "models.parallel.latency",
+    "models.parallel.stages",
     "models.parallel.timeline",
     "service.engine.admission",
     "service.engine.history",

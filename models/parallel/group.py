@@ -88,7 +88,7 @@ class _Launched:
         try:
             self.work.wait()
         except RuntimeError as error:
-            raise _lost(self.rank, error) from error
+            raise lost(self.rank, error) from error
 
 
 class ProcessGroup:
@@ -109,7 +109,7 @@ class ProcessGroup:
         try:
             work = dist.all_reduce(tensor, group=self._group, async_op=True)
         except RuntimeError as error:
-            raise _lost(self.rank, error) from error
+            raise lost(self.rank, error) from error
         assert work is not None
         return _Launched(work, tensor, self.rank)
 
@@ -118,7 +118,7 @@ class ProcessGroup:
         try:
             dist.all_gather(parts, tensor.contiguous(), group=self._group)
         except RuntimeError as error:
-            raise _lost(self.rank, error) from error
+            raise lost(self.rank, error) from error
         return torch.cat(parts, dim)
 
     def leave(self) -> None:
@@ -143,5 +143,6 @@ def join_group(rank: int, size: int, store: Store, timeout_s: float, device: str
     return ProcessGroup(dist.group.WORLD)
 
 
-def _lost(rank: int, error: RuntimeError) -> BackendError:
+def lost(rank: int, error: RuntimeError) -> BackendError:
+    """What a rank says whose collective failed."""
     return BackendError(f"rank {rank} lost the others: {error}; the group has to be built anew")

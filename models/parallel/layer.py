@@ -5,9 +5,11 @@ from torch import Tensor, nn
 
 from models.lm.block import Layer
 from models.lm.config import LMConfig
+from models.lm.residual import Residual
 from models.parallel.attention import SpreadAttention
 from models.parallel.group import Group, Handle, Landed
-from models.parallel.stream import Equal, Output, Own, Stream, inverse
+from models.parallel.latency import lands_before
+from models.parallel.stream import Equal, Module, Output, Own, Stream, inverse
 
 
 class ShardedLayer(Layer):
@@ -51,9 +53,7 @@ class ShardedLayer(Layer):
         return Landed() if self.residual.form == "upper-bound" else self.group.all_reduce(partial)
 
     def _attention_reads(self, output: Output) -> bool:
-        if not self.is_ladder or output.module == "attention":
-            return True
-        return self.residual.on_skip == "slot" and output.layer + 1 < self.index  # it landed while layers were skipped
+        return attention_reads(self.residual, self.index, output.module, output.layer)
 
     def _mlp_reads(self, output: Output) -> bool:
         return not self.is_ladder or output.module == "mlp"
@@ -114,12 +114,32 @@ class DesyncLayer(ShardedLayer):
         return after, key, value
 
 
+def attention_reads(residual: Residual, layer: int, module: Module, before: int) -> bool:
+    """Whether a layer's attention reads what a module of the layer visited `before` has added."""
+    if not residual.is_ladder(layer) or module == "attention":
+        return True
+    return lands_before(residual, before, layer)
+
+
+def num_pending(config: LMConfig, layer: int) -> int:
+    """Outputs that a visit of a layer leaves on their way to each of its rows."""
+    if config.residual.has_streams:
+        return 1
+    if _is_side_by_side(config):
+        return 1 if config.norm_place == "before" or layer in config.without_attention else 2
+    misses = config.residual.is_ladder(layer) and layer not in config.without_attention  # else its MLP has read it
+    return misses + (layer not in config.without_mlp)
+
+
 def make_layer(whole: LMConfig, local: LMConfig, layer: int, group: Group) -> ShardedLayer:
     """One rank's part of a layer, of the residual form that the model has."""
     if whole.residual.has_streams:
         return DesyncLayer(whole, local, layer, group)
-    is_parallel = whole.residual.form == "parallel" or (whole.is_parallel and not whole.residual.has_pending)
-    return (SideBySideLayer if is_parallel else ShardedLayer)(whole, local, layer, group)
+    return (SideBySideLayer if _is_side_by_side(whole) else ShardedLayer)(whole, local, layer, group)
+
+
+def _is_side_by_side(config: LMConfig) -> bool:
+    return config.residual.form == "parallel" or (config.is_parallel and not config.residual.has_pending)
 
 
 def _apart(stream: Stream, before: Tensor) -> Stream:

@@ -12,21 +12,27 @@ from models.lm.residual import Residual
 from models.parallel.group import Group
 from models.parallel.layer import make_layer
 from models.parallel.split import Place, local_config
+from models.parallel.stages import Part
 from models.parallel.vocabulary import ShardedEmbedding, ShardedHead
 
 
 class ShardedModel(nn.Module):
-    """A slice of every weight; parameters have the names of `LanguageModel`, and the shapes that the slices have."""
+    """A slice of every weight; parameters have the names of `LanguageModel`, and the shapes that the slices have.
 
-    def __init__(self, config: LMConfig, group: Group) -> None:
+    On a stage of a pipeline it is of the stage's part of the model: what stands for other layers has no weights.
+    """
+
+    def __init__(self, config: LMConfig, group: Group, part: Part | None = None) -> None:
         """config: of the whole model. Raises BackendError if it cannot be dealt out to so many ranks."""
         super().__init__()
         self.config, self.group = config, group
+        self.part = part or Part(range(config.num_hidden_layers))
         self.local = local_config(config, Place(group.rank, group.size))
         ends = replace(config, residual=Residual())  # what is on its way travels in the stream, not beside it
-        self.embed: ShardedEmbedding = ShardedEmbedding(ends, group)
+        self.embed: ShardedEmbedding = ShardedEmbedding(ends, group, self.part.has_embedding)
         self.layers = nn.ModuleList(
-            make_layer(config, self.local, layer, group) for layer in range(config.num_hidden_layers)
+            make_layer(config, self.local, layer, group) if layer in self.part.layers else nn.Identity()
+            for layer in range(config.num_hidden_layers)
         )
         self.head: ShardedHead = ShardedHead(ends, group)
 

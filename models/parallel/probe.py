@@ -45,7 +45,7 @@ class Probed:
 
 
 def probe(shard: ShardedModel, num_rows: int = 1, num_past: int = 128, stopwatch: Stopwatch | None = None) -> Probed:
-    """Walk through all layers, so that each finds its weights as cold as in a pass of its own."""
+    """Walk through all layers that are here, so that each finds its weights as cold as in a pass of its own."""
     device = shard.embed.embed_tokens.weight.device
     watch = stopwatch or Stopwatch("cuda" if device.type == "cuda" else "cpu")
     shared = _shared(shard, num_rows, num_past)
@@ -53,7 +53,8 @@ def probe(shard: ShardedModel, num_rows: int = 1, num_past: int = 128, stopwatch
     with torch.no_grad():
         for _ in range(_NUM_WARM + 1):
             watch.mark()
-            for layer in shard.layers:
+            for number in shard.part.layers:
+                layer = shard.layers[number]
                 assert isinstance(layer, ShardedLayer)
                 _walk(layer, shared, watch)
             spans = watch.take()

@@ -12,15 +12,22 @@ from models.parallel.stream import Stream
 
 
 class ShardedEmbedding(Embedding):
-    """Each rank looks up the words it has; the sum over the ranks is all of them."""
+    """Each rank looks up the words it has; the sum over the ranks is all of them.
 
-    def __init__(self, config: LMConfig, group: Group) -> None:
+    On a later stage of a pipeline no word is looked up: no row of the stream is there, and all that visits share.
+    """
+
+    def __init__(self, config: LMConfig, group: Group, is_here: bool = True) -> None:
         super().__init__(config)
-        self.group = group
+        self.group, self.is_here = group, is_here
         self.start, self.stop = Place(group.rank, group.size).words(config.vocab_size)
 
     def forward(self, token_ids: Tensor, starts: Tensor, columns: Tensor) -> tuple[Stream, Tensor, Tensor, Tensor]:  # type: ignore[override]
         """Shapes as in `Embedding.forward`, the stream [B, S, D] whatever the residual form."""
+        if not self.is_here:
+            weight = self.embed_tokens.weight
+            nothing = weight.new_empty(0, token_ids.shape[1], weight.shape[1])
+            return Stream(nothing), *self.shared(token_ids, starts, columns, weight.dtype)[1:]
         partial = self._looked_up(token_ids)
         handle = self.group.all_reduce(partial)
         positions, cos, sin, mask = self.shared(token_ids, starts, columns, partial.dtype)

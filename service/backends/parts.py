@@ -44,7 +44,7 @@ class Parts:
 
 
 @dataclass(frozen=True, slots=True)
-class _Pass:
+class Pass:
     """Carry of a language model: what changes with every visit, and what the whole pass shares."""
 
     hidden: Any  # [B, S, D], wider where the residual form asks for it
@@ -86,7 +86,7 @@ class LanguageBackend:
         columns = np.arange(num_columns, dtype=np.int64)  # [P]
         taken = (self._arrays.take_in(array) for array in (inputs["token_ids"], rows.starts, columns))
         hidden, *shared = self._parts.embed(*taken)
-        return _Pass(hidden, tuple(shared))
+        return Pass(hidden, tuple(shared))
 
     def layer(self, index: int, carry: Carry, rows: Rows | None = None) -> Carry:
         assert rows is not None
@@ -94,7 +94,7 @@ class LanguageBackend:
         hidden, keys, values = self._parts.layers[index](carry.hidden, *carry.shared, *past)
         if rows.pages is not None:
             self._cache.write(rows, keys, values)
-        return _Pass(hidden, carry.shared, (keys, values) if rows.keep else ())
+        return Pass(hidden, carry.shared, (keys, values) if rows.keep else ())
 
     def visit(self, index: int, carry: Carry, mask: Array, past: tuple[Any, Any] | None) -> tuple[Carry, Any]:
         """One visit of one row with a mask and a past of the caller's: the carry, and past and new keys and values."""
@@ -103,7 +103,7 @@ class LanguageBackend:
             past = self._nothing(1)
         hidden, *new = self._parts.layers[index](carry.hidden, cos, sin, self._arrays.take_in(mask), *past)
         keys, values = (self._arrays.join(both, axis=2) for both in zip(past, new, strict=True))
-        return _Pass(hidden, carry.shared), (keys, values)
+        return Pass(hidden, carry.shared), (keys, values)
 
     def head(self, carry: Carry, tokens: Ints | None = None) -> dict[str, Array]:
         assert tokens is not None
@@ -113,7 +113,7 @@ class LanguageBackend:
 
     def select(self, carry: Carry, rows: Selection) -> Carry:
         shared, kept = (tuple(array[rows] for array in arrays) for arrays in (carry.shared, carry.kept))
-        return _Pass(carry.hidden[rows], shared, kept)
+        return Pass(carry.hidden[rows], shared, kept)
 
     def merge(self, carry: Carry, rows: Selection, part: Carry) -> Carry:
         carry.hidden[rows] = part.hidden
@@ -124,7 +124,7 @@ class LanguageBackend:
         shared = self._join_each([carry.shared for carry in carries])
         # The carry before any visit keeps nothing; nor does what is joined with it.
         kept = self._join_each([carry.kept for carry in carries]) if all(carry.kept for carry in carries) else ()
-        return _Pass(hidden, shared, kept)
+        return Pass(hidden, shared, kept)
 
     def stream(self, carry: Carry) -> Array:
         return self._arrays.give_out(self._residual.landed(carry.hidden))

@@ -15,10 +15,14 @@ from torch._C._distributed_c10d import FileStore, Store, TCPStore
 
 from models.artifact import Manifest
 from models.errors import BackendError
+from models.parallel.crossing import Crossing, divide
 from models.parallel.group import Alone, Group, Handle, join_group
 from models.parallel.probe import probe
+from models.parallel.staged import Station
+from models.parallel.stages import Stages
 from service.backends.protocol import Backend, Dtype
 from service.backends.sharded import load_part, sharded_backend
+from service.backends.staged import staged_backend
 from service.backends.torch_arrays import torch_device
 
 # Where ranks of several machines meet: a store that the first of them has.
@@ -30,6 +34,7 @@ class RankOpening:
     """What a rank opens, and on what. timeout_s bounds the meeting of ranks, and every collective after it.
 
     store: the file through which ranks of one machine meet, or tcp://host:port of what the first rank has `hosted`.
+    stages: of a pipeline, each of as many consecutive ranks.
     """
 
     manifest: Manifest
@@ -42,16 +47,30 @@ class RankOpening:
     num_threads: int
     num_pages: int
     page_size: int
+    stages: Stages
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedRank:
+    """A rank that is ready. said: a line for the log. speaker: the first of the ranks that have what comes out."""
+
+    backend: Backend
+    group: "TimedGroup"
+    said: str
+    speaker: int = 0
+    has_outputs: bool = True
 
 
 class TimedGroup:
     """A group that counts its collectives, and the seconds that its rank did nothing but wait for them.
 
-    On a GPU waiting is the device's: the host only queues it, and counts next to nothing.
+    On a GPU waiting is the device's: the host only queues it, and counts next to nothing. everybody: the ranks of all
+    stages, where those of `group` are one.
     """
 
-    def __init__(self, group: Group, device: torch.device) -> None:
-        self._group, self._probed = group, torch.zeros(1024, device=device)
+    def __init__(self, group: Group, device: torch.device, everybody: Group | None = None) -> None:
+        self._group, self._everybody = group, everybody or group
+        self._probed = torch.zeros(1024, device=device)
         self.num_collectives, self.waited_s, self.has_failed = 0, 0.0, False
 
     @property
@@ -74,13 +93,13 @@ class TimedGroup:
             return self._group.all_gather(tensor, dim)
 
     def leave(self) -> None:
-        self._group.leave()
+        self._everybody.leave()
 
     def probe(self) -> float:
-        """Seconds of one all-reduce that nothing hides: of its latency, for it is of few bytes."""
+        """Seconds of one all-reduce of everybody that nothing hides: of its latency, for it is of few bytes."""
         started = time.perf_counter()
         with self.counting():
-            self._group.all_reduce(self._probed).wait()
+            self._everybody.all_reduce(self._probed).wait()
             if self._probed.is_cuda:
                 torch.cuda.synchronize()
         return time.perf_counter() - started
@@ -108,22 +127,62 @@ class _Timed:
             self.handle.wait()
 
 
-def open_rank(rank: int, size: int, opening: RankOpening) -> tuple[Backend, TimedGroup, str]:
-    """Meet the other ranks, load this one's part, and time it with them: a line for the log. Raises BackendError."""
+@dataclass(frozen=True, slots=True)
+class TimedCrossing:
+    """A way to other stages on which waiting counts, and every message as a collective."""
+
+    crossing: Crossing
+    group: TimedGroup
+
+    @property
+    def stage(self) -> int:
+        return self.crossing.stage
+
+    def send(self, tensor: Tensor, stage: int) -> None:
+        self.group.num_collectives += 1
+        with self.group.counting():
+            self.crossing.send(tensor, stage)
+
+    def receive(self, tensor: Tensor, stage: int) -> None:
+        self.group.num_collectives += 1
+        with self.group.counting():
+            self.crossing.receive(tensor, stage)
+
+
+def open_rank(rank: int, size: int, opening: RankOpening) -> OpenedRank:
+    """Meet the other ranks, load this one's part, and time it with those of its stage. Raises BackendError."""
     torch.set_num_threads(opening.num_threads)
     device = torch_device(opening.device)
     if device.type == "cuda":
         device = torch.device("cuda", rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
-    joined: Group = Alone()
-    if size > 1:
-        joined = join_group(rank, size, opening.hosted or _store(opening, size), opening.timeout_s, device.type)
-    group = TimedGroup(joined, device)
+    if size == 1:
+        return _on_all_layers(TimedGroup(Alone(), device), opening)
+    joined = join_group(rank, size, opening.hosted or _store(opening, size), opening.timeout_s, device.type)
+    if opening.stages.count == 1:
+        return _on_all_layers(TimedGroup(joined, device), opening)
+    own, crossing = divide(joined, opening.stages.count, opening.timeout_s)
+    group = TimedGroup(own, device, joined)
+    return _on_stage(group, TimedCrossing(crossing, group), opening)
+
+
+def _on_all_layers(group: TimedGroup, opening: RankOpening) -> OpenedRank:
     shard = load_part(opening.manifest, opening.directory, group, opening.dtype, opening.device)
-    said = probe(shard).text
     assert opening.manifest.language is not None
+    said = probe(shard).text
     backend = sharded_backend(shard, opening.manifest.language, opening.num_pages, opening.page_size)
-    return backend, group, said
+    return OpenedRank(backend, group, said)
+
+
+def _on_stage(group: TimedGroup, crossing: Crossing, opening: RankOpening) -> OpenedRank:
+    stages, language = opening.stages, opening.manifest.language
+    found = (opening.manifest, opening.directory, group, opening.dtype, opening.device)
+    shard = load_part(*found, stages, crossing.stage)
+    assert language is not None
+    said = f"{stages.told(group.size, shard.config.is_tied)}; on stage {crossing.stage} {probe(shard).text}"
+    station = Station(shard.config, stages, crossing, group)
+    backend = staged_backend(shard, language, station, opening.num_pages, opening.page_size)
+    return OpenedRank(backend, group, said, station.head * group.size, backend.has_outputs)
 
 
 def prepare() -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 from models.artifact import Manifest
 from models.errors import UnavailableError
+from models.parallel.stages import Stages
+from service.backends.pools import Pool, pools_of
 from service.backends.protocol import Array, Carry, Ints, Rows, Selection
 from service.parallel.messages import Facts
 from service.parallel.program import NOTHING, Op, Program, input_names, named
@@ -40,8 +42,17 @@ class RemoteCarry:
 class RemoteBackend:
     """The ranks of a supervisor as one backend. What an epoch held is gone with it: `renew` begins with the next."""
 
-    def __init__(self, manifest: Manifest, supervisor: Supervisor, facts: Facts, close: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        supervisor: Supervisor,
+        facts: Facts,
+        close: Callable[[], None],
+        stages: Stages | None = None,
+    ) -> None:
+        """stages: of a pipeline, whose ranks have pages for their own layers alone."""
         self.supervisor, self._facts, self.close = supervisor, facts, close
+        self._stages = stages or Stages((0, facts.num_layers))
         self._names = input_names(manifest)
         self._lock = threading.Lock()  # the supervisor's thread probes between two calls
         self._begin(supervisor.epoch)
@@ -58,6 +69,11 @@ class RemoteBackend:
     @property
     def page_size(self) -> int:
         return self._facts.page_size
+
+    @property
+    def pools(self) -> tuple[Pool, ...]:
+        """For each stage of the ranks the layers and the pages it has."""
+        return pools_of(self._stages, self.num_pages)
 
     @property
     def is_lost(self) -> bool:

@@ -14,6 +14,7 @@ from models.artifact import LanguageSpec, Manifest
 from models.errors import ArtifactError, BackendError
 from models.parallel.group import Group
 from models.parallel.model import ShardedModel
+from models.parallel.stages import Stages
 from models.parallel.stream import Stream, join
 from models.parallel.weights import load_shard
 from service.backends.kv import PAGE_SIZE
@@ -52,9 +53,15 @@ def open_sharded(
 
 
 def load_part(
-    manifest: Manifest, directory: Path, group: Group, dtype: Dtype = "auto", device: str = "cpu"
+    manifest: Manifest,
+    directory: Path,
+    group: Group,
+    dtype: Dtype = "auto",
+    device: str = "cpu",
+    stages: Stages | None = None,
+    stage: int = 0,
 ) -> ShardedModel:
-    """Load this rank's slices of an artifact's safetensors form.
+    """Load this rank's slices of an artifact's safetensors form, in a pipeline those of its stage.
 
     Raises BackendError if it has none, if it is no language model, or if it cannot be dealt out to so many ranks.
     """
@@ -66,7 +73,8 @@ def load_part(
         )
     place = torch_device(device)
     try:
-        return load_shard((directory / form.whole).parent, group, torch_dtype(dtype, place)).to(place)
+        folder = (directory / form.whole).parent
+        return load_shard(folder, group, torch_dtype(dtype, place), stages, stage).to(place)
     except ArtifactError as error:
         raise BackendError(f"{form.whole} does not load in torch: {error}") from error
 
@@ -79,10 +87,21 @@ def sharded_backend(
     arrays: ShardedArrays | None = None,
 ) -> LanguageBackend:
     """The backend of one rank's part of a model that `language` describes whole."""
+    found = arrays or ShardedArrays(shard.group, device_of(shard), shard.dtype)
+    return LanguageBackend(parts_of(shard), local_spec(shard, language), found, num_pages, page_size)
+
+
+def parts_of(shard: ShardedModel) -> Parts:
+    """The callables of one rank's part of a model."""
     layers = tuple(module_part(layer) for layer in shard.layers)
-    parts = Parts(module_part(shard.embed), layers, module_part(shard.head))
-    local = language.model_copy(update={"num_kv_heads": shard.local.num_key_value_heads})
-    device = shard.embed.embed_tokens.weight.device
-    return LanguageBackend(
-        parts, local, arrays or ShardedArrays(shard.group, device, shard.dtype), num_pages, page_size
-    )
+    return Parts(module_part(shard.embed), layers, module_part(shard.head))
+
+
+def local_spec(shard: ShardedModel, language: LanguageSpec) -> LanguageSpec:
+    """What `language` says of the whole model, said of this rank's heads of keys and values."""
+    return language.model_copy(update={"num_kv_heads": shard.local.num_key_value_heads})
+
+
+def device_of(shard: ShardedModel) -> torch.device:
+    """Where the weights are."""
+    return shard.embed.embed_tokens.weight.device

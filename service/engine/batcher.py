@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 
 from models.errors import GroupLostError, UnavailableError
+from service.backends.pools import Pooled
 from service.backends.protocol import Array, Backend, Renewable
 from service.engine.admission import WINDOW
 from service.engine.background import Background
@@ -39,7 +40,8 @@ class Batcher:
         self._one_pass = OnePass(executor)
         self._reader = Reader(executor, limits)
         self._background = Background(SharedRunner(backend, counter))
-        self._generator = Generator(executor, backend.num_pages, backend.page_size, limits)
+        pools = backend.pools if isinstance(backend, Pooled) else ()
+        self._generator = Generator(executor, backend.num_pages, backend.page_size, limits, pools)
         self._sequences = self._generator.sequences
         self._queue = Queue(queue_limits)
         self._changed = threading.Condition()

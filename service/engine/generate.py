@@ -4,10 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from service.backends.pools import Pool
 from service.backends.protocol import Array, Ints
 from service.engine.admission import Admission
 from service.engine.executor import Batch, Executor, pad
 from service.engine.forward import overflow
+from service.engine.pools import Pools
 from service.engine.queue import Limits
 from service.engine.sampling import choose
 from service.engine.sequences import Sequences
@@ -18,9 +20,11 @@ from service.engine.work import Generated, GenerateWork
 class Generator:
     """The sequences of one backend, and the passes that bring them on."""
 
-    def __init__(self, executor: Executor, num_pages: int, page_size: int, limits: Limits) -> None:
+    def __init__(
+        self, executor: Executor, num_pages: int, page_size: int, limits: Limits, pools: Sequence[Pool] = ()
+    ) -> None:
         self._executor = executor
-        self.sequences = Sequences(Tables(num_pages, page_size), limits, Admission())
+        self.sequences = Sequences(Tables(Pools(num_pages, pools), page_size), limits, Admission())
 
     def next_batches(self) -> list[list[GenerateWork]]:
         """The batches of one step: some who read, and everyone who decodes."""

@@ -10,13 +10,14 @@ from collections.abc import Hashable, Iterable
 class Pages:
     """Hands out page numbers, counts their holders, and keeps published pages until their room is needed.
 
-    Every page is free (nothing in it), used (somebody holds it) or cached (published, held by nobody).
+    Every page is free (nothing in it), used (somebody holds it) or cached (published, held by nobody). Their numbers
+    are from `first` on.
     """
 
-    def __init__(self, num_pages: int) -> None:
+    def __init__(self, num_pages: int, first: int = 0) -> None:
         self.num_pages = num_pages
-        self._free = list(range(num_pages - 1, -1, -1))
-        self._holders = [0] * num_pages
+        self._free = list(range(first + num_pages - 1, first - 1, -1))
+        self._holders = dict.fromkeys(self._free, 0)
         self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
         self._by_key: dict[Hashable, int] = {}
         self._keys: dict[int, Hashable] = {}

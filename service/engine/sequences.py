@@ -68,7 +68,7 @@ class Sequences:
     def forget(self) -> None:
         """What was kept of everyone is lost; nobody may hold a page any more."""
         assert not len(self)
-        self.tables = Tables(self.tables.pages.num_pages, self.tables.page_size)
+        self.tables = Tables(self.tables.pages.anew(), self.tables.page_size)
 
     def next_prefills(self) -> list[list[GenerateWork]]:
         """Batches that read prompts: a piece of the oldest long one, and as many short ones as are read together."""
@@ -108,8 +108,8 @@ class Sequences:
 
     def _open(self, work: GenerateWork) -> Table | None:
         # Everyone who runs can grow by a page per visit before anybody has to make room.
-        num_spare = sum(len(one.chain) for one in self.running)
-        return self.tables.open(work.tokens, work.chain, work.max_read, num_spare)
+        running = [one.chain for one in self.running]
+        return self.tables.open(work.tokens, work.chain, work.max_read, running)
 
     def _stop(self, work: GenerateWork) -> None:
         assert work.table
@@ -138,9 +138,10 @@ class Sequences:
         return works
 
     def _refuse_oversized(self, work: GenerateWork) -> None:
-        pages = self.tables.columns(work.max_read) * len(work.chain)
-        if pages > self.tables.pages.num_pages:
+        lack = self.tables.pages.lack(self.tables.counts(work.chain, self.tables.columns(work.max_read)))
+        if lack is not None:
+            asked, limit = lack
             raise LengthError(
-                f"{work.max_read} tokens along a chain of {len(work.chain)} visits take {pages} pages and there are "
-                f"{self.tables.pages.num_pages}; shorten the prompt, the answer or the chain, or raise FATHOM_KV_BYTES"
+                f"{work.max_read} tokens along a chain of {len(work.chain)} visits take {asked} pages and there are "
+                f"{limit}; shorten the prompt, the answer or the chain, or raise FATHOM_KV_BYTES"
             )

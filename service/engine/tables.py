@@ -1,6 +1,6 @@
 """The pages of each sequence, by visit and by place in the text. Knows no tensor but page numbers, and no order."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from models.chain import Chain
 from service.backends.protocol import Ints
 from service.engine.history import Histories, History
-from service.engine.pages import Pages
+from service.engine.pools import Pools
 
 
 @dataclass(eq=False, slots=True)
@@ -33,24 +33,29 @@ class Table:
         pages: Ints = self.pages[:, :num_columns]
         if self.max_shared <= column:
             return pages
-        places = np.arange(num_columns)
+        places = np.arange(pages.shape[1])
         return np.where((places >= column) & (places < self.num_shared[:, None]), -1, pages)
 
 
 class Tables:
-    """Opens, grows and closes tables over one pool of pages."""
+    """Opens, grows and closes tables over pools of pages."""
 
-    def __init__(self, num_pages: int, page_size: int) -> None:
-        self.pages, self.page_size = Pages(num_pages), page_size
+    def __init__(self, pages: Pools, page_size: int) -> None:
+        self.pages, self.page_size = pages, page_size
         self._histories = Histories()
 
     def columns(self, num_tokens: int) -> int:
         """Columns that many tokens fill, the last one perhaps in part."""
         return -(-num_tokens // self.page_size)
 
-    def open(self, tokens: Sequence[int], chain: Chain, max_tokens: int, num_spare: int) -> Table | None:
-        """A table with room for `tokens`, never more than `max_tokens`; None unless `num_spare` pages stay available.
+    def counts(self, chain: Chain, columns: int) -> list[int]:
+        """Pages of every pool that so many columns of a chain take."""
+        return self.pages.counts(chain.layers, [columns] * len(chain))
 
+    def open(self, tokens: Sequence[int], chain: Chain, max_tokens: int, running: Iterable[Chain] = ()) -> Table | None:
+        """A table with room for `tokens`, never more than `max_tokens`; None if the pages are not there.
+
+        Nor if one more column of each chain that is `running` were not there any more.
         Pages that hold the same are shared, but none that holds the last token, which must be read for its logits.
         """
         table = Table(
@@ -62,8 +67,11 @@ class Tables:
         )
         for visit in range(len(chain)):
             self._find(table, visit)
-        new = self.columns(len(tokens)) * len(chain) - int(table.num_shared.sum())
-        if new + num_spare > self.pages.num_available or not self._fill(table, self.columns(len(tokens))):
+        columns = self.columns(len(tokens))
+        new = self.pages.counts(chain.layers, (columns - table.num_shared).tolist())
+        spare = (self.counts(one, 1) for one in running)
+        asked = [sum(counts) for counts in zip(new, *spare, strict=True)]
+        if not self.pages.are_available(asked) or not self._fill(table, columns):
             self.close(table)
             return None
         table.num_found, table.max_shared = int(table.num_shared.min()), int(table.num_shared.max())
@@ -110,7 +118,7 @@ class Tables:
             for visit in range(len(table.chain))
             if table.pages[visit, column] < 0
         ]
-        taken = self.pages.take(len(places))
+        taken = self.pages.take([table.chain.layers[visit] for visit, _ in places])
         if taken is None:
             return False
         for place, page in zip(places, taken, strict=True):

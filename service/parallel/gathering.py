@@ -104,7 +104,10 @@ def _enter(arrival: Arrival, found: dict[tuple[int, str], Arrival], size: int) -
     hello = arrival.hello
     if hello.size != size or not 0 <= hello.rank < size:
         arrival.wire.close()
-        told = "rank %d of %d came and the model has %d ranks; start as many as FATHOM_TENSOR_PARALLEL says"
+        told = (
+            "rank %d of %d came and the model has %d ranks; start as many as FATHOM_TENSOR_PARALLEL says, times "
+            "FATHOM_PIPELINE_PARALLEL"
+        )
         _log.error(told, hello.rank, hello.size, size)
         return
     if before := found.get((hello.rank, hello.role)):

@@ -16,7 +16,7 @@ from service.parallel.digest import equal, mac
 from service.parallel.wire import Wire
 
 # Version of everything that is said on these connections.
-PROTOCOL = b"fathom-ranks-1"
+PROTOCOL = b"fathom-ranks-2"
 _NONCE_BYTES = 32
 _MAX_BYTES = 4096
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from models.artifact import Manifest
 from models.errors import BackendError
+from models.parallel.stages import Stages
 from service.backends.protocol import Dtype
 from service.backends.remote import RemoteBackend
 from service.parallel.address import Address, parse_address
@@ -28,6 +29,7 @@ class Ranking:
     """How a model is shared: among how many ranks, what they compute in, and how long anything may take them.
 
     address: where ranks of other machines come to, with the file of the secret they know; none for ranks started here.
+    stages: of a pipeline, each with as many of the ranks.
     """
 
     size: int
@@ -39,6 +41,7 @@ class Ranking:
     rank_silence_s: float
     address: str | None = None
     secret: Path | None = None
+    stages: Stages | None = None
 
 
 def open_ranks(
@@ -63,6 +66,7 @@ def open_ranks(
             num_pages=num_pages,
             page_size=page_size,
             group_timeout_s=ranking.group_timeout_s,
+            bounds=ranking.stages.bounds if ranking.stages else (),
         )
 
         def welcoming(epoch: int, salt: str, store: str) -> Welcome:
@@ -72,7 +76,7 @@ def open_ranks(
         group = Group(manifest.name, ranking.size, ranking.step_deadline_s, ranking.rank_silence_s)
         supervisor = Supervisor(group, Builder(ranking.size, launcher, door, secret, welcoming))
         left.callback(supervisor.close)
-        backend = RemoteBackend(manifest, supervisor, supervisor.open(given_up), left.pop_all().close)
+        backend = RemoteBackend(manifest, supervisor, supervisor.open(given_up), left.pop_all().close, ranking.stages)
     return backend
 
 

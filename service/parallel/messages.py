@@ -1,5 +1,6 @@
 """What the leader tells a rank before any program, and what it hears back. Plain records, sent as JSON."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,7 +15,7 @@ class Share:
 
     directory: of the version, on this machine; empty where each node has its own, which is then `name/version` below
     the repository the rank was started with. store: where the ranks meet, a file or tcp://host:port. artifact: hash of
-    the version's files.
+    the version's files. bounds: the first layer of each stage of a pipeline, and the number of layers; none without.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Share:
     num_pages: int
     page_size: int
     group_timeout_s: float
+    bounds: Sequence[int] = ()
 
     def meeting_at(self, store: str) -> "Share":
         """The same, its ranks meeting there."""

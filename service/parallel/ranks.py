@@ -85,7 +85,7 @@ class Ranks:
         return found[0]
 
     def run(self, body: bytes, timeout_s: float) -> dict[str, Array]:
-        """Have all ranks do a program; the outputs of the first.
+        """Have all ranks do a program; the outputs of the one that tells them.
 
         Raises LostError, or what the program raised on every rank alike.
         """
@@ -98,7 +98,7 @@ class Ranks:
         self._note(reports)
         if error := reports[0].told["error"]:
             raise error_of(error)
-        return reports[0].outputs
+        return next((report.outputs for report in reports if report.outputs), {})
 
     def end(self, timeout_s: float) -> None:
         """Tell every rank to end in order, and wait until they have."""
@@ -138,17 +138,20 @@ class Ranks:
         return reports
 
     def _compare(self, reports: Sequence[_Report]) -> None:
-        first = reports[0].told
+        first, collectives = reports[0].told, dict[int, int]()  # of the ranks of a stage as many
+        looked = {rank: found for rank, report in enumerate(reports) if (found := report.told.get("looked"))}
+        speaker = min(looked, default=0)
         for rank, report in enumerate(reports):
             if "diverged" in report.told:
                 raise LostError(f"rank {rank} diverged: {report.told['diverged']}")
             if report.told["has_failed"]:
                 error = report.told["error"] or {"text": "a collective failed"}
                 raise LostError(f"rank {rank} lost the others: {error['text']}")
-            if report.told["digest"] != first["digest"]:
+            stage, count = report.told["collectives"]
+            if report.told["digest"] != first["digest"] or collectives.setdefault(stage, count) != count:
                 raise LostError(f"rank {rank} diverged: it did something else than rank 0")
-            if not agree(report.told["looked"], first["looked"]):
-                raise LostError(f"rank {rank} diverged: its outputs are not those of rank 0")
+            if rank in looked and not agree(looked[rank], looked[speaker]):
+                raise LostError(f"rank {rank} diverged: its outputs are not those of rank {speaker}")
 
     def _note(self, reports: Sequence[_Report]) -> None:
         told = self.told

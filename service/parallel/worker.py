@@ -18,6 +18,7 @@ import orjson
 
 from models.artifact import Manifest, read_manifest
 from models.errors import ArtifactError, BackendError
+from models.parallel.stages import Stages
 from service.backends.protocol import Array, Backend
 from service.parallel.address import Address, parse_address
 from service.parallel.digest import DIGEST_BYTES, Trace, epoch_key, equal
@@ -68,13 +69,20 @@ class Counting(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A rank's backend, what its group has counted, and how both end; `said` is a line for the log."""
+    """A rank's backend, what its group has counted, and how both end; `said` is a line for the log.
+
+    stage: which ranks with the same one do the same collectives. has_outputs: what comes out here means something; of
+    the ranks for which this holds the `speaker` tells it.
+    """
 
     manifest: Manifest
     backend: Backend
     group: Counting
     close: Callable[[], None]
     said: str = ""
+    stage: int = 0
+    has_outputs: bool = True
+    speaker: int = 0
 
 
 Open = Callable[[Place, Share], Opened]
@@ -112,7 +120,7 @@ class Rank:
     def __init__(self, place: Place, welcome: Welcome, plan: Wire, opened: Opened) -> None:
         key = epoch_key(place.secret, welcome.epoch, bytes.fromhex(welcome.salt))
         self._asked, self._done = Trace(key), Trace(key)
-        self._plan, self._opened, self._is_first = plan, opened, place.rank == 0
+        self._plan, self._opened, self._speaks = plan, opened, place.rank == opened.speaker
         self._probe_s = 0.0
         self._interpreter = Interpreter(opened.backend, input_names(opened.manifest), self._probe)
 
@@ -130,10 +138,11 @@ class Rank:
         group = self._opened.group
         started, waited_s = time.perf_counter(), group.waited_s
         outcome = self._interpreter.run(body)
-        trace = ",".join(map(str, (*outcome.trace, group.num_collectives))).encode()
-        report = {
+        trace = ",".join(map(str, outcome.trace)).encode()
+        report: dict[str, object] = {
             "digest": self._done.extend(self._asked.digest, trace).hex(),
-            "looked": look(outcome.outputs),
+            "collectives": (self._opened.stage, group.num_collectives),
+            "looked": look(outcome.outputs) if self._opened.has_outputs else None,
             "num_carries": self._interpreter.num_carries,
             "busy_s": time.perf_counter() - started,
             "waited_s": group.waited_s - waited_s,
@@ -141,7 +150,7 @@ class Rank:
             "probe_s": self._probe_s,
             "error": told(outcome.error) if outcome.error else None,
         }
-        self._plan.send(*_packed(report, outcome if self._is_first else Outcome()))
+        self._plan.send(*_packed(report, outcome if self._speaks else Outcome()))
 
     def _probe(self) -> int:
         self._probe_s = self._opened.group.probe()
@@ -158,6 +167,7 @@ def open_part(place: Place, share: Share) -> Opened:
     manifest = read_manifest(directory)
     if manifest.artifact_hash != share.artifact:
         raise ArtifactError(f"{directory} is not the model of the leader; copy that one here")
+    stages = Stages(tuple(share.bounds or (0, manifest.num_layers)))
     opening = RankOpening(
         manifest,
         directory,
@@ -169,14 +179,16 @@ def open_part(place: Place, share: Share) -> Opened:
         share.num_threads,
         share.num_pages,
         share.page_size,
+        stages,
     )
-    backend, group, said = open_rank(place.rank, place.size, opening)
+    found = open_rank(place.rank, place.size, opening)
 
     def close() -> None:
-        backend.close()
-        group.leave()
+        found.backend.close()
+        found.group.leave()
 
-    return Opened(manifest, backend, group, close, said)
+    stage = place.rank * stages.count // place.size
+    return Opened(manifest, found.backend, found.group, close, found.said, stage, found.has_outputs, found.speaker)
 
 
 def _connect(place: Place, process: str, role: Literal["plan", "pulse"]) -> Wire:

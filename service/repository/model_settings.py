@@ -22,6 +22,8 @@ SETTINGS = "settings.json"
 LIMITS = (
     "num_threads",
     "tensor_parallel",
+    "pipeline_parallel",
+    "pipeline_layers",
     "step_deadline_s",
     "group_timeout_s",
     "rank_silence_s",

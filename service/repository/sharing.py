@@ -4,6 +4,7 @@ import os
 
 from models.artifact import Manifest
 from models.errors import BackendError
+from models.parallel.stages import deal
 from service.backends.open import BackendName, threads_for
 from service.parallel.leader import Ranking
 from service.settings import Settings
@@ -11,7 +12,7 @@ from service.settings import Settings
 
 def is_shared(manifest: Manifest, settings: Settings) -> bool:
     """Whether ranks serve a model: language models are dealt out, all others are run in this process."""
-    return settings.tensor_parallel > 1 and manifest.language is not None
+    return _num_ranks(settings) > 1 and manifest.language is not None
 
 
 def backend_of(manifest: Manifest, settings: Settings) -> BackendName:
@@ -20,16 +21,17 @@ def backend_of(manifest: Manifest, settings: Settings) -> BackendName:
         return settings.backend
     if settings.backend not in ("auto", "eager"):
         raise BackendError(
-            f"model {manifest.name!r} is to be shared by {settings.tensor_parallel} ranks and backend "
-            f"{settings.backend!r} runs in one process; use eager or auto, or set FATHOM_TENSOR_PARALLEL to 1"
+            f"model {manifest.name!r} is to be shared by {_num_ranks(settings)} ranks and backend "
+            f"{settings.backend!r} runs in one process; use eager or auto, or set FATHOM_TENSOR_PARALLEL and "
+            "FATHOM_PIPELINE_PARALLEL to 1"
         )
     return "eager"
 
 
 def ranking_of(manifest: Manifest, settings: Settings) -> Ranking:
-    """How a model is shared. Raises BackendError for times that would end in the wrong order."""
+    """How a model is shared. Raises BackendError for times that would end in the wrong order, and too many stages."""
     _check_times(settings)
-    size = settings.tensor_parallel
+    size = _num_ranks(settings)
     cores = max(len(os.sched_getaffinity(0)) // size, 1)
     return Ranking(
         size=size,
@@ -41,7 +43,12 @@ def ranking_of(manifest: Manifest, settings: Settings) -> Ranking:
         rank_silence_s=settings.rank_silence_s,
         address=settings.ranks_address,
         secret=settings.ranks_secret,
+        stages=deal(manifest.num_layers, settings.pipeline_parallel, settings.pipeline_layers),
     )
+
+
+def _num_ranks(settings: Settings) -> int:
+    return settings.tensor_parallel * settings.pipeline_parallel
 
 
 def _check_times(settings: Settings) -> None:

@@ -148,7 +148,7 @@ def test_ranks_have_what_they_wait_for(overlay: str) -> None:
                 assert resources["requests"] == resources["limits"]
                 assert float(resources["requests"]["cpu"]) >= 2 * gpus
                 assert "/dev/shm" in {mount["mountPath"] for mount in container["volumeMounts"]}
-    assert shared == settings.tensor_parallel
+    assert shared == settings.tensor_parallel * settings.pipeline_parallel
     assert settings.step_deadline_s < settings.group_timeout_s < (settings.max_request_s or 0)
 
 
@@ -170,7 +170,7 @@ def test_ranks_of_all_nodes_come_to_the_server() -> None:
     assert leader["ranks"] == worker["ranks"]
     assert worker.keys() == {"ranks"}
     options = dict(one.removeprefix("--").split("=", 1) for one in worker["ranks"]["command"] if "=" in one)
-    assert group["size"] * int(options["nproc-per-node"]) == settings.tensor_parallel
+    assert group["size"] * int(options["nproc-per-node"]) == settings.tensor_parallel * settings.pipeline_parallel
     assert options["nnodes"] == "$(LWS_GROUP_SIZE)"
     address = parse_address(str(settings.ranks_address))
     assert options["control"] == f"tcp://$(LWS_LEADER_ADDRESS):{address.port}"

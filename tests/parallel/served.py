@@ -13,12 +13,17 @@ from models.artifact import LanguageSpec
 from models.chain import Chain
 from models.lm import weights
 from models.lm.config import LMConfig
+from models.parallel.crossing import Crossing
 from models.parallel.group import Group
+from models.parallel.staged import Station
+from models.parallel.stages import Stages
 from models.parallel.stream import Stream
 from models.parallel.weights import load_shard
 from service.backends.parts import LanguageBackend, Parts
+from service.backends.pools import Pooled
 from service.backends.protocol import Array
 from service.backends.sharded import ShardedArrays, sharded_backend
+from service.backends.staged import StagedArrays, StagedBackend, staged_backend
 from service.backends.torch_arrays import TorchArrays, module_part
 from service.engine.executor import Executor
 from service.engine.generate import Generator
@@ -48,6 +53,10 @@ class ExactShardedArrays(ShardedArrays):
 
     def give_out(self, array: Tensor | Stream) -> Array:
         return (array.whole(self.group) if isinstance(array, Stream) else array).numpy()
+
+
+class ExactStagedArrays(ExactShardedArrays, StagedArrays):
+    """The same on a stage of a pipeline."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,16 @@ def sharded(group: Group, directory: Path, num_pages: int, dtype: torch.dtype) -
     return sharded_backend(shard, language(shard.config), num_pages, PAGE_SIZE, ExactShardedArrays(group, CPU, dtype))
 
 
+def staged(
+    group: Group, crossing: Crossing, directory: Path, stages: Stages, num_pages: int, dtype: torch.dtype
+) -> StagedBackend:
+    """One rank of a pipeline."""
+    shard = load_shard(directory, group, dtype, stages, crossing.stage)
+    arrays = ExactStagedArrays(group, CPU, dtype)
+    station = Station(shard.config, stages, crossing, group)
+    return staged_backend(shard, language(shard.config), station, num_pages, PAGE_SIZE, arrays)
+
+
 def plain(directory: Path, num_pages: int, dtype: torch.dtype) -> LanguageBackend:
     model = weights.load(directory, dtype)
     parts = Parts(
@@ -110,7 +129,8 @@ def continued_alone(directory: Path, job: Job) -> Said:
 def generate(backend: LanguageBackend, job: Job) -> Said:
     """The engine's own passes, without its thread: the same on every rank."""
     limits = Limits(max_rows=len(job.prompts), max_tokens=1 << 20, max_prefill_tokens=job.max_prefill)
-    generator = Generator(Executor(backend, Uncounted()), backend.num_pages, backend.page_size, limits)
+    pools = backend.pools if isinstance(backend, Pooled) else ()
+    generator = Generator(Executor(backend, Uncounted()), backend.num_pages, backend.page_size, limits, pools)
     loop = asyncio.new_event_loop()
     works = [_work(loop, prompt, chain, job.num_new) for prompt, chain in zip(job.prompts, job.chains, strict=True)]
     loop.close()

@@ -19,7 +19,7 @@ from models.lm.model import LanguageModel
 from models.lm.residual import parse_form
 from models.lm.rope import Rope
 from models.parallel.group import Alone, Group
-from service.backends.protocol import Array, Past, Rows
+from service.backends.protocol import Array, Backend, Past, Rows
 from service.engine.executor import Batch, Executor, pad
 from tests.parallel.ranks import Ranks, ranks
 from tests.parallel.served import Job, Said, Uncounted, continued_alone, continued_by_ranks, plain, sharded
@@ -169,8 +169,12 @@ def test_search_finds_earlier_tokens_in_the_carry(form: str, group: Ranks, model
 
 
 def read_in_two_stages(group: Group, directory: Path, layers: tuple[int, ...]) -> tuple[Array, int]:
+    return read_in_stages(sharded(group, directory, 0, torch.float64), layers)
+
+
+def read_in_stages(backend: Backend, layers: tuple[int, ...]) -> tuple[Array, int]:
     """As a search reads: a prompt's first tokens by themselves, every visit's keys and values kept in its carry."""
-    backend, ids = sharded(group, directory, 0, torch.float64), PROMPTS[2]
+    ids = PROMPTS[2]
     first, kept = np.asarray([ids[:5]]), []
     rows = Rows(np.zeros(1, np.int64), np.asarray([5]), keep=True)
     carry = backend.embed({"token_ids": first}, rows)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -20,9 +21,13 @@ from models.lm.config import LMConfig
 from models.lm.sources import Fused, Source, Stacked, Whole
 from models.parallel.group import Alone, Group
 from models.parallel.split import Place, local_config
+from models.parallel.stages import Stages
 from models.parallel.weights import load_shard
 from models.shards import Cut, Shards
+from service.engine.executor import Batch, Executor
 from tests.contracts.decoders import DECODERS, NUM_LAYERS, VOCABULARY, Decoder, make
+from tests.parallel.pipelines import threads
+from tests.parallel.served import Uncounted
 from tests.parallel.threads import Silent, on_threads
 
 EXACT = 1e-12
@@ -92,6 +97,31 @@ def test_each_rank_reads_its_own_numbers_and_no_other(checkpoint: Path, monkeypa
     # Norms, routers, shared heads of keys and values and the thin middles of low rank are everywhere.
     assert whole / 4 < max(counts) < 0.6 * whole
     assert min(counts) > 0.8 * max(counts)
+
+
+def test_stages_have_every_number_once_and_together_the_models_logits(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, stages, read = weights.load(checkpoint, torch.float64), Stages((0, 1, NUM_LAYERS)), list[int]()
+    original = Shards.read
+
+    def noting(self: Shards, name: str, cut: Cut | None = None) -> Tensor:
+        tensor = original(self, name, cut)
+        read.append(tensor.numel())
+        return tensor
+
+    monkeypatch.setattr(Shards, "read", noting)
+    for stage in range(stages.count):
+        load_shard(checkpoint, Alone(), torch.float64, stages, stage)
+    assert sum(read) == sum(parameter.numel() for parameter in model.parameters())
+    lengths = np.asarray([IDS.shape[1]] * len(IDS))
+    every = np.arange(IDS.shape[1])[None].repeat(len(IDS), 0)
+    with threads(checkpoint, stages, 1) as (backend, _), torch.no_grad():
+        for along in CHAINS:
+            batch = Batch({"token_ids": IDS.numpy()}, (along,) * len(IDS), np.zeros_like(lengths), lengths, every)
+            got = Executor(backend, Uncounted()).run(batch)["logits"]
+            wanted = model.along({"token_ids": IDS}, along).numpy()
+            assert np.abs(got - wanted).max() <= EXACT * np.abs(wanted).max()
 
 
 # What cannot be dealt out is refused with the value, the limit and what to do.

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -89,6 +89,12 @@ def open_share(place: Place, share: Share) -> Opened:
     parts = open_fake(manifest)
     backend = Misbehaving(place.rank, counts, parts, manifest.language, HostArrays(), share.num_pages, share.page_size)
     return Opened(manifest, backend, counts, backend.close)
+
+
+def open_stage(place: Place, share: Share) -> Opened:
+    """A rank that is a stage by itself: the culprit has the head, and what the others say of it means nothing."""
+    opened = open_share(place, share)
+    return replace(opened, stage=place.rank, has_outputs=place.rank == CULPRIT, speaker=CULPRIT)
 
 
 def open_never(place: Place, share: Share) -> Opened:

@@ -114,7 +114,7 @@ def within(seconds: float, happens: Callable[[], bool]) -> float:
     return time.monotonic() - started
 
 
-def story(nodes: tuple[Node, Node], repository: str, folder: Path) -> dict[str, Any]:
+def story(nodes: tuple[Node, Node], repository: str, folder: Path, option: str) -> dict[str, Any]:
     """Up, a rank of the other node killed, the other node lost and started again, the end."""
     (folder / "secret").write_bytes(os.urandom(32).hex().encode())
     first, second = nodes
@@ -125,7 +125,7 @@ def story(nodes: tuple[Node, Node], repository: str, folder: Path) -> dict[str, 
         "FATHOM_MEMORY": "sqlite://",
     }
     code = "from service.cli import main; import sys; sys.argv[0] = 'fathom'; main()"
-    serve = ("serve", "--host", first.address, "--port", str(HTTP_PORT), "--tensor-parallel", "2")
+    serve = ("serve", "--host", first.address, "--port", str(HTTP_PORT), option, "2")
     server, asking, told = first.run(sys.executable, "-c", code, *serve, **settings), Asking(first.address), {}
 
     def ready() -> bool:
@@ -173,7 +173,7 @@ def main() -> None:
     first, second = (Node(name, address, folder, is_apart) for name, address in zip("ab", addresses, strict=True))
     if is_apart:  # to ask where the server is
         enter("/run/netns/a")
-    print(json.dumps(story((first, second), repository, folder)))
+    print(json.dumps(story((first, second), repository, folder, sys.argv[4])))
 
 
 if __name__ == "__main__":

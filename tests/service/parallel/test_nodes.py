@@ -40,10 +40,11 @@ def greedily(directory: Path) -> str:
 
 
 @pytest.mark.slow
-def test_ranks_of_two_nodes_serve_and_come_back(tiny_repository: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", ["--tensor-parallel", "--pipeline-parallel"])
+def test_ranks_of_two_nodes_serve_and_come_back(option: str, tiny_repository: Path, tmp_path: Path) -> None:
     where = "namespaces" if can_be_apart() else "addresses"
     command = (*(APART if where == "namespaces" else ()), sys.executable, str(NODES), str(tiny_repository))
-    done = subprocess.run((*command, str(tmp_path), where), capture_output=True, text=True, check=False)
+    done = subprocess.run((*command, str(tmp_path), where, option), capture_output=True, text=True, check=False)
     logs = "\n".join(path.read_text() for path in tmp_path.glob("*.log"))
     assert done.returncode == 0, done.stderr + logs
     told = json.loads(done.stdout)

@@ -8,9 +8,10 @@ import pytest
 
 from models.artifact import read_manifest
 from models.errors import BackendError
+from models.parallel.stages import Stages
 from service.repository.model_settings import parse_model_settings
 from service.repository.sharing import backend_of, is_shared, ranking_of
-from service.settings import Settings
+from service.settings import Settings, read_settings
 
 
 def settings(**given: Any) -> Settings:
@@ -24,6 +25,7 @@ def test_language_models_are_shared_and_all_others_stay(tiny_repository: Path) -
     assert not is_shared(rows, settings())
     assert backend_of(rows, settings(backend="onnx")) == "onnx"
     assert not is_shared(words, settings(tensor_parallel=1))
+    assert is_shared(words, settings(tensor_parallel=1, pipeline_parallel=2))
 
 
 def test_backend_that_runs_in_one_process_is_refused(tiny_repository: Path) -> None:
@@ -51,6 +53,19 @@ def test_model_says_how_many_ranks_share_it(tiny_repository: Path) -> None:
     own = parse_model_settings(said, "settings.json").over(settings())
     ranking = ranking_of(read_manifest(tiny_repository / "tinylm" / "1"), own)
     assert (ranking.size, ranking.step_deadline_s, ranking.rank_silence_s, ranking.num_threads) == (4, 5.0, 4.0, 1)
+
+
+def test_model_says_which_stages_share_it(tiny_repository: Path) -> None:
+    said = json.dumps({"limits": {"pipeline_parallel": 2, "pipeline_layers": [1, 2]}}).encode()
+    own = parse_model_settings(said, "settings.json").over(settings())
+    ranking = ranking_of(read_manifest(tiny_repository / "tinylm" / "1"), own)
+    assert (ranking.size, ranking.stages) == (4, Stages((0, 1, 3)))
+    assert read_settings({"FATHOM_PIPELINE_PARALLEL": "2", "FATHOM_PIPELINE_LAYERS": "1, 2"}).pipeline_layers == (1, 2)
+
+
+def test_more_stages_than_layers_are_refused(tiny_repository: Path) -> None:
+    with pytest.raises(BackendError, match="4 stages of a pipeline and the model has 3 layers; use at most 3"):
+        ranking_of(read_manifest(tiny_repository / "tinylm" / "1"), settings(pipeline_parallel=4))
 
 
 def test_server_that_ranks_never_come_to_can_be_stopped(serve: Any, tmp_path: Path) -> None:
