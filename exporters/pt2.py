@@ -26,9 +26,9 @@ def write(parts: Parts, folder: Path) -> Iterator[str]:
 def load(folder: Path, num_layers: int) -> Runs:
     """Load the files as a server does. Raises the runtime's own errors."""
     if not num_layers:
-        return Runs.of_whole(_open(folder / f"whole{SUFFIX}"))
+        return Runs.of_whole(open_run(folder / f"whole{SUFFIX}"))
     names = [f"layer_{i:03}" for i in range(num_layers)]
-    embed, head, whole, *layers = (_open(folder / f"{name}{SUFFIX}") for name in ("embed", "head", "whole", *names))
+    embed, head, whole, *layers = (open_run(folder / f"{name}{SUFFIX}") for name in ("embed", "head", "whole", *names))
     return Runs(embed, tuple(layers), head, whole)
 
 
@@ -52,7 +52,8 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def _open(path: Path) -> Run:
+def open_run(path: Path) -> Run:
+    """One file as a callable, as a server opens it. Raises the runtime's own errors."""
     # The guards hold sizes to those that an example of two rows stands for; `exporters.verify` runs others.
     module = torch.export.load(path).module(check_guards=False)
 

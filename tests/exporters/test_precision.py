@@ -10,8 +10,8 @@ import onnx
 import pytest
 import torch
 
+from exporters import forms, precision
 from exporters import onnx as onnx_form
-from exporters import precision
 from exporters.export import export_checkpoint
 from exporters.heldout import read_heldout
 from exporters.publish import Exported
@@ -121,7 +121,7 @@ def test_form_that_loses_too_much_is_refused_unless_it_is_wanted(
         return copy
 
     monkeypatch.setattr(precision, "_in_blocks", ruined)
-    monkeypatch.setattr(precision, "TOLERANCES", {"onnx-int8": 99.0})
+    monkeypatch.setattr(forms, "LOSSY", {"onnx-int8": 99.0})
     with pytest.raises(ArtifactError, match=r"onnx-int8 answers \d+.0% of 5 held-out samples.*80.0%.*--allow-loss"):
         export_checkpoint(classified, tmp_path, ("onnx-int8",))
     exported = export_checkpoint(classified, tmp_path, ("onnx-int8",), allow_loss=True)
@@ -133,7 +133,7 @@ def test_form_that_loses_too_much_is_refused_unless_it_is_wanted(
 def test_form_that_is_broken_is_refused_however_much_may_be_lost(
     mlp_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "TOLERANCES", {"onnx-int4": 1e-6})
+    monkeypatch.setattr(forms, "LOSSY", {"onnx-int4": 1e-6})
     with pytest.raises(ArtifactError, match=r"onnx-int4: .* differs from eager torch"):
         export_checkpoint(mlp_checkpoint, tmp_path, ("onnx-int4",), allow_loss=True)
 
