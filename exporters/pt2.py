@@ -12,6 +12,8 @@ from exporters.parts import Part, Parts, Run, Runs, Tensors, as_tuple, per_param
 from models.errors import ArtifactError
 
 SUFFIX = ".pt2"
+# Where in the model's source a node came from.
+_NOTES = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
 
 
 def write(parts: Parts, folder: Path) -> Iterator[str]:
@@ -19,7 +21,7 @@ def write(parts: Parts, folder: Path) -> Iterator[str]:
     for part in parts:
         name = f"{part.name}{SUFFIX}"
         with quiet():
-            torch.export.save(program(part), folder / name)
+            save(program(part), folder / name)
         yield name
 
 
@@ -42,6 +44,15 @@ def program(part: Part) -> ExportedProgram:
     except Exception as error:  # the exporter's errors share no class
         reason = str(error).splitlines()[0]
         raise ArtifactError(f"{part.name} has no form of torch.export: {reason}") from error
+
+
+def save(program: ExportedProgram, path: Path) -> None:
+    """Write a graph without the exporter's notes, which hold paths of the machine, and without its example inputs."""
+    for node in program.graph.nodes:
+        for note in _NOTES:
+            node.meta.pop(note, None)
+    program.example_inputs = None
+    torch.export.save(program, path)
 
 
 @contextmanager

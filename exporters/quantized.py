@@ -47,7 +47,7 @@ def write(parts: Parts, folder: Path, format: Format) -> Iterator[str]:
     for part in parts:
         name = f"{part.name}{pt2.SUFFIX}"
         with pt2.quiet():
-            torch.export.save(pt2.program(_rounded(part, bits)), folder / name)
+            pt2.save(pt2.program(_rounded(part, bits)), folder / name)
         yield name
 
 

@@ -77,6 +77,8 @@ def test_files_hold_plain_operators_and_plain_tensors(
         (listed,) = (name for name in archive.namelist() if name.endswith("model_weights_config.json"))
         stored = json.loads(archive.read(listed))["config"]
         sizes = [entry.file_size for entry in archive.infolist() if "/data/weights/weight_" in entry.filename]
+        assert not any(b".py" in archive.read(name) for name in archive.namelist())
+        assert [entry.file_size for entry in archive.infolist() if "sample_inputs" in entry.filename] == [0]
     assert not any(entry["use_pickle"] for entry in stored.values())
     num_weights = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 40
     assert sum(sizes) < bytes_per_weight * num_weights + 4 * (2 * 32 + 300)  # norms, and scales of rows
