@@ -70,8 +70,8 @@ repository/.catalogue: $(wildcard models/checkpoints/*/card.json) | $(VENV)/.ser
 	touch $@
 
 $(VENV)/.serve: EXTRAS := cpu
-$(VENV)/.dev: EXTRAS := cpu,grpc,hub,remote,signed,train,study,ray,dev
-$(VENV)/.bench: EXTRAS := cpu,grpc,hub,remote,signed,train,study,ray,bench,dev
+$(VENV)/.dev: EXTRAS := cpu,grpc,hub,remote,signed,quantized,train,study,ray,dev
+$(VENV)/.bench: EXTRAS := cpu,grpc,hub,remote,signed,quantized,train,study,ray,bench,dev
 $(VENV)/.serve $(VENV)/.dev $(VENV)/.bench: pyproject.toml constraints-cpu.txt | $(BIN)/python
 	$(BIN)/uv pip install --python $(BIN)/python $(PIP_ARGS) || $(BIN)/pip install $(PIP_ARGS)
 	touch $@

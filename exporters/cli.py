@@ -27,7 +27,8 @@ def export(
     formats: Annotated[
         str,
         typer.Option(
-            help="What to write, separated by commas; also onnx-fp16, onnx-int8, onnx-int4, onnx-scan, pt2, aoti."
+            help="What to write, separated by commas; also onnx-fp16, onnx-bf16, onnx-int8, onnx-int4, onnx-scan, pt2, "
+            "pt2-int8, pt2-int4, aoti."
         ),
     ] = "onnx,torchscript,safetensors",
     repository: Repository = Path("repository"),

@@ -14,9 +14,9 @@ from types import MappingProxyType
 from typing import Any, get_args
 
 import models
-from exporters import precision
+from exporters import quantized
 from exporters.describe_encoder import TOKENIZER, encoder_spec
-from exporters.forms import Report, write_forms
+from exporters.forms import LOSSY, Report, write_forms
 from exporters.heldout import MAX_LOSS, read_heldout
 from exporters.parts import Part, Parts, row_cost, step_cost, visit_cost
 from exporters.publish import Exported, file_records, new_version
@@ -68,7 +68,7 @@ def export_checkpoint(
     parts = split(model)
     with new_version(repository, name, version, overwrite) as folder:
         language, encoder = _language(model, checkpoint, folder), encoder_spec(model, checkpoint, folder)
-        is_lossy = any(format in precision.BITS for format in formats)
+        is_lossy = any(format in LOSSY for format in formats)
         heldout = read_heldout(checkpoint, parts, language) if is_lossy else None
         bound = 1.0 if allow_loss else MAX_LOSS
         forms, refused = write_forms(parts, checkpoint, folder, formats, report, heldout, bound)
@@ -211,7 +211,11 @@ def _provenance(checkpoint: Path, forms: Mapping[Format, Form]) -> dict[str, str
     card = checkpoint / "README.md"
     text = card.read_text() if card.exists() else ""
     found = {fact: re.search(pattern, text) for fact, pattern in _CARD_FACTS.items()}
-    libraries = ["torch", *(("onnx", "onnxscript") if "onnx" in forms else ())]
+    libraries = [
+        "torch",
+        *(("onnx", "onnxscript") if "onnx" in forms else ()),
+        *(("torchao",) if any(format in quantized.BITS for format in forms) else ()),
+    ]
     done = read_raw(checkpoint).get(OURS, {}).get("done", ())
     return {
         "checkpoint": checkpoint.resolve().name,

@@ -7,9 +7,9 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
-from exporters import aoti, onnx, precision, pt2, safetensors, scan, torchscript
+from exporters import aoti, onnx, precision, pt2, quantized, safetensors, scan, torchscript
 from exporters.heldout import HeldOut
 from exporters.parts import Parts, Runs
 from exporters.verify import TOLERANCE, verify
@@ -26,12 +26,34 @@ _WRITERS: Mapping[Format, Callable[[Parts, Path], Iterator[str]]] = {
     "aoti": aoti.write,
     "onnx-scan": scan.write,
 }
-_SUFFIX: Mapping[Format, str] = {
-    "onnx": onnx.SUFFIX,
-    "torchscript": torchscript.SUFFIX,
-    "pt2": pt2.SUFFIX,
-    "aoti": aoti.SUFFIX,
-    **dict.fromkeys(precision.BITS, onnx.SUFFIX),
+# Forms of fewer bits, and how far final outputs may be from eager torch's, as a part of the largest of them. Beyond,
+# something is broken; whether the answers are still good is what `exporters.heldout` measures.
+LOSSY: Mapping[Format, float] = {
+    "onnx-fp16": 0.02,
+    "onnx-bf16": 0.1,
+    "onnx-int8": 0.3,
+    "onnx-int4": 2.0,
+    "pt2-int8": 0.3,
+    "pt2-int4": 2.0,
+}
+assert LOSSY.keys() == precision.BITS.keys() | quantized.BITS.keys()
+
+
+class _Runtime(Protocol):
+    """A module that opens files."""
+
+    SUFFIX: str
+
+    def load(self, folder: Path, num_layers: int) -> Runs: ...
+
+
+_RUNTIMES: Mapping[Format, _Runtime] = {
+    "onnx": onnx,
+    "torchscript": torchscript,
+    "pt2": pt2,
+    "aoti": aoti,
+    **dict.fromkeys(precision.BITS, onnx),
+    **dict.fromkeys(quantized.BITS, pt2),
 }
 
 
@@ -54,7 +76,7 @@ def write_forms(
             for file in _write_form(format, parts, checkpoint, folder / format):
                 report(f"{format}/{file}", next(steps), total)
             forms[format] = _verified(format, parts, folder / format)
-            if format in precision.BITS and heldout:
+            if format in LOSSY and heldout:
                 forms[format] = _weighed(forms[format], format, folder, heldout, max_loss)
             report(f"{format} verified", next(steps), total)
         except ArtifactError as error:
@@ -68,6 +90,8 @@ def _write_form(format: Format, parts: Parts, checkpoint: Path, folder: Path) ->
     folder.mkdir()
     if format in precision.BITS:
         return precision.write(parts, folder.parent / "onnx", folder, format)
+    if format in quantized.BITS:
+        return quantized.write(parts, folder, format)
     if format == "safetensors":
         return safetensors.write(checkpoint, folder)
     return _WRITERS[format](parts, folder)
@@ -80,9 +104,9 @@ def _verified(format: Format, parts: Parts, folder: Path) -> Form:
         return Form(whole=f"{format}/{safetensors.entry(folder)[0]}", tolerance=0.0)
     if format == "onnx-scan":
         return _scanned(parts, folder)
-    is_lossy, tolerance = format in precision.BITS, precision.TOLERANCES.get(format, TOLERANCE)
+    is_lossy, tolerance = format in LOSSY, LOSSY.get(format, TOLERANCE)
     measured = verify(_load(format, folder, len(parts.layers)), parts, tolerance, is_lossy)
-    *files, whole = (f"{format}/{part.name}{_SUFFIX[format]}" for part in parts)
+    *files, whole = (f"{format}/{part.name}{_RUNTIMES[format].SUFFIX}" for part in parts)
     embed, *layers, head = files or (None, None)
     return Form(
         embed=embed,
@@ -106,7 +130,8 @@ def _scanned(parts: Parts, folder: Path) -> Form:
 def _weighed(form: Form, format: Format, folder: Path, heldout: HeldOut, max_loss: float) -> Form:
     """The entry with what the form loses on held-out samples. Raises ArtifactError if that is more than `max_loss`."""
     assert form.whole is not None
-    loss = heldout.loss(onnx.open_run(folder / form.whole))
+    runtime = onnx if format in precision.BITS else pt2
+    loss = heldout.loss(runtime.open_run(folder / form.whole))
     if loss.full - loss.form > max_loss:
         raise ArtifactError(
             f"{format} answers {loss.form:.1%} of {loss.samples} held-out samples rightly, eager torch "
@@ -117,13 +142,7 @@ def _weighed(form: Form, format: Format, folder: Path, heldout: HeldOut, max_los
 
 def _load(format: Format, folder: Path, num_layers: int) -> Runs:
     try:
-        if format == "onnx" or format in precision.BITS:
-            return onnx.load(folder, num_layers)
-        if format == "pt2":
-            return pt2.load(folder, num_layers)
-        if format == "aoti":
-            return aoti.load(folder, num_layers)
-        return torchscript.load(folder, num_layers)
+        return _RUNTIMES[format].load(folder, num_layers)
     except FathomError:
         raise
     except Exception as error:  # runtimes share no error class

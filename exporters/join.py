@@ -1,6 +1,7 @@
 """The ONNX graphs of parts, joined into the whole graph. Knows names and nodes, and no torch."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -83,9 +84,13 @@ def _count_columns(whole: onnx.GraphProto, past: Port, columns: Port) -> None:
 
 
 def _pick(whole: onnx.GraphProto, port: Port, layer: int) -> str:
-    """One layer's part of a stack over layers."""
+    """One layer's part of a stack over layers.
+
+    Indices of 32 bits: those of 64 ONNX Runtime turns into one split of the whole stack before the first layer, whose
+    copies have left the caches by the time that the last layers read them.
+    """
     name = f"{port.name}/{layer}"
-    index = _constant(whole, f"{name}/index", layer)
+    index = _constant(whole, f"{name}/index", layer, np.int32)
     whole.node.append(helper.make_node("Gather", [port.name, index], [name], axis=0))
     return name
 
@@ -98,8 +103,10 @@ def _stack(whole: onnx.GraphProto, port: Port, num_layers: int) -> None:
     whole.node.append(helper.make_node("Concat", rows, [port.name], axis=0))
 
 
-def _constant(whole: onnx.GraphProto, name: str, value: int | list[int]) -> str:
-    whole.initializer.append(numpy_helper.from_array(np.asarray(value, dtype=np.int64), name))
+def _constant(
+    whole: onnx.GraphProto, name: str, value: int | list[int], dtype: type[np.integer[Any]] = np.int64
+) -> str:
+    whole.initializer.append(numpy_helper.from_array(np.asarray(value, dtype=dtype), name))
     return name
 
 

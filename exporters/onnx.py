@@ -13,13 +13,13 @@ from typing import Any
 
 import onnx
 import onnxruntime as ort
-import onnxscript.optimizer
 import torch
 from onnx import numpy_helper
 from torch import Tensor
 from torch.export import Dim
 from torch.onnx.errors import OnnxExporterError
 
+from exporters import rotary
 from exporters.join import join
 from exporters.parts import Part, Parts, Port, Run, Runs, Tensors, per_parameter
 from models.errors import ArtifactError
@@ -140,7 +140,7 @@ def _with_weights(graph: onnx.ModelProto, first: Part, part: Part) -> onnx.Model
 
 def _finish(part: Part, graph: onnx.ModelProto) -> onnx.ModelProto:
     """Optimise, give the axes readable names and drop the exporter's notes, which hold paths of the machine."""
-    graph = onnxscript.optimizer.optimize(graph)
+    graph = rotary.optimize(graph)
     for value, port in zip((*graph.graph.input, *graph.graph.output), (*part.inputs, *part.outputs), strict=True):
         _name_axes(part, value, port)
     del graph.graph.value_info[:], graph.metadata_props[:], graph.graph.metadata_props[:]

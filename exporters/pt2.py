@@ -12,6 +12,8 @@ from exporters.parts import Part, Parts, Run, Runs, Tensors, as_tuple, per_param
 from models.errors import ArtifactError
 
 SUFFIX = ".pt2"
+# Where in the model's source a node came from.
+_NOTES = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
 
 
 def write(parts: Parts, folder: Path) -> Iterator[str]:
@@ -19,16 +21,16 @@ def write(parts: Parts, folder: Path) -> Iterator[str]:
     for part in parts:
         name = f"{part.name}{SUFFIX}"
         with quiet():
-            torch.export.save(program(part), folder / name)
+            save(program(part), folder / name)
         yield name
 
 
 def load(folder: Path, num_layers: int) -> Runs:
     """Load the files as a server does. Raises the runtime's own errors."""
     if not num_layers:
-        return Runs.of_whole(_open(folder / f"whole{SUFFIX}"))
+        return Runs.of_whole(open_run(folder / f"whole{SUFFIX}"))
     names = [f"layer_{i:03}" for i in range(num_layers)]
-    embed, head, whole, *layers = (_open(folder / f"{name}{SUFFIX}") for name in ("embed", "head", "whole", *names))
+    embed, head, whole, *layers = (open_run(folder / f"{name}{SUFFIX}") for name in ("embed", "head", "whole", *names))
     return Runs(embed, tuple(layers), head, whole)
 
 
@@ -44,6 +46,15 @@ def program(part: Part) -> ExportedProgram:
         raise ArtifactError(f"{part.name} has no form of torch.export: {reason}") from error
 
 
+def save(program: ExportedProgram, path: Path) -> None:
+    """Write a graph without the exporter's notes, which hold paths of the machine, and without its example inputs."""
+    for node in program.graph.nodes:
+        for note in _NOTES:
+            node.meta.pop(note, None)
+    program.example_inputs = None
+    torch.export.save(program, path)
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep the exporter's remarks on its own insides from the user."""
@@ -52,7 +63,8 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def _open(path: Path) -> Run:
+def open_run(path: Path) -> Run:
+    """One file as a callable, as a server opens it. Raises the runtime's own errors."""
     # The guards hold sizes to those that an example of two rows stands for; `exporters.verify` runs others.
     module = torch.export.load(path).module(check_guards=False)
 

@@ -17,7 +17,18 @@ MANIFEST = "manifest.json"
 
 Datatype: TypeAlias = Literal["BOOL", "INT32", "INT64", "FP16", "FP32", "FP64"]
 Format: TypeAlias = Literal[
-    "onnx", "torchscript", "safetensors", "pt2", "aoti", "onnx-fp16", "onnx-int8", "onnx-int4", "onnx-scan"
+    "onnx",
+    "torchscript",
+    "safetensors",
+    "pt2",
+    "aoti",
+    "onnx-fp16",
+    "onnx-bf16",
+    "onnx-int8",
+    "onnx-int4",
+    "onnx-scan",
+    "pt2-int8",
+    "pt2-int4",
 ]
 Name: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 # Looks at the bytes of a version's manifest before they are believed; raises ArtifactError.

@@ -18,7 +18,19 @@ from service.backends.protocol import Backend, Dtype
 from service.backends.sequences import SequenceBackend
 
 BackendName: TypeAlias = Literal[
-    "auto", "onnx", "torchscript", "eager", "fake", "pt2", "aoti", "onnx-fp16", "onnx-int8", "onnx-int4"
+    "auto",
+    "onnx",
+    "torchscript",
+    "eager",
+    "fake",
+    "pt2",
+    "aoti",
+    "onnx-fp16",
+    "onnx-bf16",
+    "onnx-int8",
+    "onnx-int4",
+    "pt2-int8",
+    "pt2-int4",
 ]
 Device: TypeAlias = Literal["cpu", "cuda"]
 # In order of preference: the fastest runtime whose files are there; fewer bits only where there is nothing else.
@@ -29,8 +41,11 @@ _FORMATS: dict[str, Format] = {
     "pt2": "pt2",
     "aoti": "aoti",
     "onnx-fp16": "onnx-fp16",
+    "onnx-bf16": "onnx-bf16",
     "onnx-int8": "onnx-int8",
     "onnx-int4": "onnx-int4",
+    "pt2-int8": "pt2-int8",
+    "pt2-int4": "pt2-int4",
 }
 # Weights of a layer from which on several threads compute it sooner than one.
 _LARGE_BYTES = 4 << 20
@@ -203,4 +218,4 @@ def _open_torch(directory: Path, form: Form, name: BackendName, compute: _Comput
     if name == "eager":
         return open_eager(directory, form, opened, torch_dtype(compute.dtype, opened))
     loaders = {"torchscript": open_torchscript, "pt2": open_pt2, "aoti": open_aoti}
-    return loaders[name](directory, form, opened)
+    return loaders[name.partition("-")[0]](directory, form, opened)

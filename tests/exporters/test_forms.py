@@ -1,5 +1,6 @@
 """Every exported form against the plain model, on sizes neither the exporter nor its verification has seen."""
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -156,6 +157,12 @@ def test_graphs_have_the_agreed_names_and_readable_axes(exported_lm: Exported) -
     }
     found = {name: axes(exported_lm.directory / "onnx" / f"{name}.onnx") for name in wanted}
     assert found == wanted
+
+
+def test_queries_and_keys_are_turned_by_one_operator_each(exported_lm: Exported) -> None:
+    graph = onnx.load(str(exported_lm.directory / "onnx" / "layer_001.onnx")).graph
+    kinds = Counter(node.op_type for node in graph.node)
+    assert (kinds["RotaryEmbedding"], kinds["Neg"], kinds["Attention"]) == (2, 0, 1)
 
 
 def test_graphs_hold_no_notes_of_the_exporter(exported_lm: Exported) -> None:

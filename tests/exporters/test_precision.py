@@ -1,4 +1,4 @@
-"""ONNX forms of fewer bits: what they keep, what they lose, and that a row's answer is its own."""
+"""Forms of fewer bits: what they keep, what they lose, and that a row's answer is its own."""
 
 import json
 import logging
@@ -10,8 +10,8 @@ import onnx
 import pytest
 import torch
 
+from exporters import forms, precision, pt2
 from exporters import onnx as onnx_form
-from exporters import precision
 from exporters.export import export_checkpoint
 from exporters.heldout import read_heldout
 from exporters.publish import Exported
@@ -23,7 +23,8 @@ from models.errors import ArtifactError
 from service.backends.open import open_backend
 from service.backends.protocol import Rows
 
-LOSSY: tuple[Format, ...] = ("onnx-fp16", "onnx-int8", "onnx-int4")
+GRAPHS: tuple[Format, ...] = ("onnx-fp16", "onnx-bf16", "onnx-int8", "onnx-int4")
+LOSSY: tuple[Format, ...] = (*GRAPHS, "pt2-int8", "pt2-int4")
 ROWS = torch.randn(5, 6, generator=torch.Generator().manual_seed(4))
 
 
@@ -50,7 +51,7 @@ def reduced(classified: Path, tmp_path_factory: pytest.TempPathFactory) -> Expor
 
 @pytest.fixture(scope="module")
 def spoken(lm_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    return export_checkpoint(lm_checkpoint, tmp_path_factory.mktemp("reduced"), ("onnx", *LOSSY))
+    return export_checkpoint(lm_checkpoint, tmp_path_factory.mktemp("reduced"), ("onnx", *GRAPHS))
 
 
 def test_manifest_says_what_each_form_differs_by_and_loses(reduced: Exported) -> None:
@@ -69,17 +70,18 @@ def test_manifest_says_what_each_form_differs_by_and_loses(reduced: Exported) ->
 
 def test_weights_are_stored_in_fewer_bits_and_tensors_between_parts_are_not(spoken: Exported) -> None:
     sizes = {}
-    for format in ("onnx", *LOSSY):
+    for format in ("onnx", *GRAPHS):
         graph = onnx.load(str(spoken.directory / format / "layer_001.onnx")).graph
         sizes[format] = sum(len(tensor.raw_data) for tensor in graph.initializer)
         floats = {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
         assert floats <= {onnx.TensorProto.FLOAT, onnx.TensorProto.BOOL}
     assert sizes["onnx-fp16"] < 0.6 * sizes["onnx"]
+    assert sizes["onnx-bf16"] < 0.6 * sizes["onnx"]
     assert sizes["onnx-int8"] < 0.4 * sizes["onnx"]
     assert sizes["onnx-int4"] < 0.3 * sizes["onnx"]
 
 
-@pytest.mark.parametrize("format", LOSSY)
+@pytest.mark.parametrize("format", GRAPHS)
 def test_any_chain_of_a_row_is_the_same_whatever_is_in_its_batch(format: Format, spoken: Exported) -> None:
     manifest = spoken.manifest
     backend = open_backend(manifest, spoken.directory, format)  # type: ignore[arg-type]
@@ -101,12 +103,26 @@ def test_any_chain_of_a_row_is_the_same_whatever_is_in_its_batch(format: Format,
 
 @pytest.mark.parametrize("format", LOSSY)
 def test_chained_parts_are_the_whole(format: Format, reduced: Exported) -> None:
-    runs = onnx_form.load(reduced.directory / format, 3)
+    runs = (onnx_form if format in GRAPHS else pt2).load(reduced.directory / format, 3)
     assert runs.whole is not None
     (hidden,) = runs.embed(ROWS)
     for layer in runs.layers:
         (hidden,) = layer(hidden)
     assert torch.allclose(runs.head(hidden)[0], runs.whole(ROWS)[0], atol=5e-3)
+
+
+def test_matrices_are_rounded_as_torch_rounds_to_bfloat16_and_vectors_are_not(
+    lm_checkpoint: Path, spoken: Exported
+) -> None:
+    model = load_checkpoint(lm_checkpoint)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data = parameter.data.to(torch.bfloat16).float()
+    token_ids, starts = torch.arange(21).view(3, 7), torch.zeros(3, dtype=torch.int64)
+    nothing = torch.zeros(3, 3, 2, 0, 8)
+    found = onnx_form.open_run(spoken.directory / "onnx-bf16" / "whole.onnx")(token_ids, starts, nothing, nothing)[0]
+    with torch.inference_mode():
+        torch.testing.assert_close(found, model(token_ids), atol=1e-5, rtol=0)
 
 
 def test_form_that_loses_too_much_is_refused_unless_it_is_wanted(
@@ -121,7 +137,7 @@ def test_form_that_loses_too_much_is_refused_unless_it_is_wanted(
         return copy
 
     monkeypatch.setattr(precision, "_in_blocks", ruined)
-    monkeypatch.setattr(precision, "TOLERANCES", {"onnx-int8": 99.0})
+    monkeypatch.setattr(forms, "LOSSY", {"onnx-int8": 99.0})
     with pytest.raises(ArtifactError, match=r"onnx-int8 answers \d+.0% of 5 held-out samples.*80.0%.*--allow-loss"):
         export_checkpoint(classified, tmp_path, ("onnx-int8",))
     exported = export_checkpoint(classified, tmp_path, ("onnx-int8",), allow_loss=True)
@@ -133,7 +149,7 @@ def test_form_that_loses_too_much_is_refused_unless_it_is_wanted(
 def test_form_that_is_broken_is_refused_however_much_may_be_lost(
     mlp_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "TOLERANCES", {"onnx-int4": 1e-6})
+    monkeypatch.setattr(forms, "LOSSY", {"onnx-int4": 1e-6})
     with pytest.raises(ArtifactError, match=r"onnx-int4: .* differs from eager torch"):
         export_checkpoint(mlp_checkpoint, tmp_path, ("onnx-int4",), allow_loss=True)
 

@@ -47,6 +47,8 @@ def manifest(*formats: Format, language: LanguageSpec | None = LANGUAGE) -> Mani
         (("safetensors",), "auto", "eager"),
         (("onnx", "safetensors"), "eager", "eager"),
         (("onnx", "torchscript"), "torchscript", "torchscript"),
+        (("pt2-int8", "onnx-bf16"), "auto", "onnx-bf16"),
+        (("onnx", "pt2-int4"), "pt2-int4", "pt2-int4"),
         ((), "fake", "fake"),
     ],
 )
