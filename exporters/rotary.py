@@ -27,7 +27,7 @@ class _Rotate(pattern.RewriteRuleClassBase):
 
     def check(self, context: Any, x: ir.Value, cosine: ir.Value, sine: ir.Value) -> bool:
         """Every row with angles of its own: ONNX Runtime's operator does not share those of one among all."""
-        return None not in (x.shape, cosine.shape) and x.shape[0] == cosine.shape[0]
+        return x.shape is not None and cosine.shape is not None and x.shape[0] == cosine.shape[0]
 
     def rewrite(self, op: Any, x: Any, cosine: Any, sine: Any) -> Any:
         once = [op.Split(angles, num_outputs=2, axis=2, _outputs=2)[0] for angles in (cosine, sine)]  # [B, S, R / 2]
