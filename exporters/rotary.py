@@ -25,7 +25,7 @@ class _Rotate(pattern.RewriteRuleClassBase):
         turned = op.Concat(op.Neg(second), first, axis=-1)
         return x * op.Unsqueeze(cosine, [1]) + turned * op.Unsqueeze(sine, [1])
 
-    def check(self, context: Any, x: ir.Value, cosine: ir.Value, sine: ir.Value) -> bool:
+    def check(self, context: Any, *, x: ir.Value, cosine: ir.Value, sine: ir.Value) -> bool:  # type: ignore[override]
         """Every row with angles of its own: ONNX Runtime's operator does not share those of one among all."""
         return x.shape is not None and cosine.shape is not None and x.shape[0] == cosine.shape[0]
 
