@@ -3,9 +3,7 @@
 A new architecture needs nothing here: its rows come from the cards beside the shipped weights.
 """
 
-import fcntl
 import json
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -66,17 +64,24 @@ def chains(num_layers: int) -> list[Chain]:
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every checkpoint exported, each format held against torch on other batch sizes and lengths by the exporter."""
-    base, worker = tmp_path_factory.getbasetemp(), os.environ.get("PYTEST_XDIST_WORKER", "")
-    folder = (base.parent if worker else base) / "catalogue"
-    folder.mkdir(exist_ok=True)
-    for name in NAMES if worker in ("", "gw0") else reversed(NAMES):  # several workers meet half-way
-        with (folder.parent / f"{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not (folder / name).exists():
-                exported = export_checkpoint(CHECKPOINTS / name, folder, FORMATS)
-                assert not exported.refused, exported.refused
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where checkpoints are exported to, one after the other."""
+    return tmp_path_factory.mktemp("catalogue")
+
+
+def exported(name: str, folder: Path) -> Path:
+    """A checkpoint's version, each format held against torch on other batch sizes and lengths by the exporter."""
+    if not (folder / name).exists():
+        written = export_checkpoint(CHECKPOINTS / name, folder, FORMATS)
+        assert not written.refused, written.refused
+    return folder / name / "1"
+
+
+@pytest.fixture(scope="module")
+def repository(folder: Path) -> Path:
+    """All of them."""
+    for name in NAMES:
+        exported(name, folder)
     return folder
 
 
@@ -107,8 +112,8 @@ def predicted(client: httpx.Client, name: str, inputs: Tensor, **fields: Any) ->
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_exports_match_torch_on_sizes_the_exporter_did_not_see(name: str, repository: Path) -> None:
-    manifest = read_manifest(repository / name / "1")
+def test_exports_match_torch_on_sizes_the_exporter_did_not_see(name: str, folder: Path) -> None:
+    manifest = read_manifest(exported(name, folder))
     assert set(manifest.forms) == set(FORMATS)
     for format in ("onnx", "torchscript"):
         measured = manifest.forms[format].measured  # type: ignore[index]
