@@ -182,6 +182,7 @@ def test_shipped_weights_are_as_good_as_their_card_says(name: str) -> None:
 
 
 @pytest.mark.retrain
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", NAMES)
 def test_claims_came_out_as_the_card_says(name: str) -> None:
     """The recipe from the start; minutes."""
