@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from exporters.export import export_checkpoint, find_checkpoint
 from models import catalogue
-from models.artifact import Format, read_manifest
+from models.artifact import read_manifest
 from models.chain import Chain
 from models.layered import LayeredModel, SequenceStack
 from service.backends.onnx import open_onnx
@@ -31,7 +31,8 @@ from service.backends.torchscript import open_torchscript
 from service.engine.executor import Batch, Executor
 from training.recipes import find_recipe, recipes
 
-FORMATS: tuple[Format, ...] = ("onnx", "torchscript")
+Runtime: TypeAlias = Literal["onnx", "torchscript"]
+FORMATS: tuple[Runtime, ...] = ("onnx", "torchscript")
 ROWS, ROUNDS, PASSES = 8, 60, 20
 Pass: TypeAlias = Callable[[], Any]
 
@@ -43,7 +44,7 @@ class Uncounted:
         pass
 
 
-def passes(directory: Path, format: Format, model: LayeredModel, rows: Tensor) -> tuple[Pass, Pass, Pass]:
+def passes(directory: Path, format: Runtime, model: LayeredModel, rows: Tensor) -> tuple[Pass, Pass, Pass]:
     """The whole graph, what is served for the full chain, and every layer by itself."""
     manifest = read_manifest(directory)
     parts = opened(directory, format)
@@ -52,6 +53,7 @@ def passes(directory: Path, format: Format, model: LayeredModel, rows: Tensor) -
     given, *every = (tensor.numpy() if format == "onnx" else tensor for tensor in (rows, *states, *stacked))
     first, all_first = every[: len(states)], every[len(states) :]
     executor = Executor(open_backend(manifest, directory, format, num_threads=1), Uncounted())
+    begun = from_the_first(model, rows)
     inputs, chains = {manifest.inputs[0].name: rows.numpy()}, (Chain.full(len(model.layers)),) * len(rows)
 
     def whole() -> Any:
@@ -59,7 +61,7 @@ def passes(directory: Path, format: Format, model: LayeredModel, rows: Tensor) -
         return parts.whole(given, *all_first)[0]
 
     def served() -> Any:
-        return next(iter(executor.run(Batch(inputs, chains, **from_the_first(model, rows))).values()))
+        return next(iter(executor.run(Batch(inputs, chains, **begun())).values()))
 
     def by_layers() -> Any:
         hidden = parts.embed(given)[0]
@@ -70,16 +72,16 @@ def passes(directory: Path, format: Format, model: LayeredModel, rows: Tensor) -
     return whole, served, by_layers
 
 
-def from_the_first(model: LayeredModel, rows: Tensor) -> dict[str, Any]:
-    """What a batch of sequences has beside its inputs when it begins."""
+def from_the_first(model: LayeredModel, rows: Tensor) -> Callable[[], dict[str, Any]]:
+    """What a batch of sequences has beside its inputs when it begins, anew for each pass."""
     if not isinstance(model, SequenceStack):
-        return {}
-    count, length = rows.shape[:2]
-    states = [[None] * len(model.layers) for _ in range(count)]
-    return {"starts": np.zeros(count, np.int64), "lengths": np.full(count, length, np.int64), "states": states}
+        return dict
+    num_layers, (count, length) = len(model.layers), rows.shape[:2]
+    starts, lengths = np.zeros(count, np.int64), np.full(count, length, np.int64)
+    return lambda: {"starts": starts, "lengths": lengths, "states": [[None] * num_layers for _ in range(count)]}
 
 
-def opened(directory: Path, format: Format) -> Parts:
+def opened(directory: Path, format: Runtime) -> Parts:
     """All parts of a form, the whole graph of every kind of model among them."""
     form = read_manifest(directory).forms[format]
     if format == "onnx":
