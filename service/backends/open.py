@@ -49,8 +49,9 @@ _FORMATS: dict[str, Format] = {
 }
 # Weights of a layer from which on several threads compute it sooner than one.
 _LARGE_BYTES = 4 << 20
-# A whole graph up to which it is opened beside the layers: above, calls of layers are short against what they compute,
-# and a second copy of the weights is not.
+# Weights of all parts up to which the whole graph is opened beside them: above, calls of layers are short against what
+# they compute, and a second copy of the weights is not. What a whole graph itself takes up says nothing: it may refer
+# to weights beside the parts.
 _WHOLE_BYTES = 16 << 20
 
 
@@ -101,9 +102,10 @@ def files_of(manifest: Manifest, name: BackendName) -> set[str]:
     if chosen == "fake":
         return set(manifest.files)
     form, language = _opened(manifest, _FORMATS[chosen]), manifest.language
-    parts = (form.embed, *form.layers, form.head, form.whole) if form.has_parts else _beside(manifest, form)
+    parts = _parts_of(manifest, form) if form.has_parts else _beside(manifest, form)
+    whole = _with_data(manifest, [form.whole]) if form.whole else ()
     text = (language.tokenizer, language.chat_template) if language else ()
-    return {*_with_data(manifest, [part for part in parts if part]), *(file for file in text if file)}
+    return {*parts, *whole, *(file for file in text if file)}
 
 
 def threads_for(manifest: Manifest, name: BackendName, num_cores: int) -> int:
@@ -115,8 +117,16 @@ def threads_for(manifest: Manifest, name: BackendName, num_cores: int) -> int:
     if form is None:
         return 1
     files = _with_data(manifest, form.layers) if form.layers else _beside(manifest, form)
-    num_bytes = sum(manifest.files[part].size_bytes for part in files)
-    return num_cores if num_bytes >= _LARGE_BYTES * max(manifest.num_layers, 1) else 1
+    return num_cores if _num_bytes(manifest, files) >= _LARGE_BYTES * max(manifest.num_layers, 1) else 1
+
+
+def _num_bytes(manifest: Manifest, names: Sequence[str]) -> int:
+    return sum(manifest.files[name].size_bytes for name in names)
+
+
+def _parts_of(manifest: Manifest, form: Form) -> list[str]:
+    """The files that a chain is run from."""
+    return _with_data(manifest, [part for part in (form.embed, *form.layers, form.head) if part])
 
 
 def _with_data(manifest: Manifest, names: Sequence[str]) -> list[str]:
@@ -186,7 +196,7 @@ def _opened(manifest: Manifest, format: Format) -> Form:
     form = manifest.forms[format]
     if not form.has_parts or form.whole is None:
         return form
-    if manifest.kind == "tensor" and manifest.files[form.whole].size_bytes <= _WHOLE_BYTES:
+    if manifest.kind == "tensor" and _num_bytes(manifest, _parts_of(manifest, form)) <= _WHOLE_BYTES:
         return form
     return form.model_copy(update={"whole": None})
 

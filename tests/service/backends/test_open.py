@@ -133,11 +133,21 @@ PARTS = Form(embed="embed", layers=("0", "1", "2", "3"), head="head", whole="who
 
 
 @pytest.mark.parametrize(
-    ("num_bytes", "language", "is_opened"), [(1 << 20, None, True), (17 << 20, None, False), (1 << 20, LANGUAGE, False)]
+    ("layer_bytes", "data_bytes", "language", "is_opened"),
+    [
+        (1 << 20, 0, None, True),
+        (5 << 20, 0, None, False),
+        (1 << 20, 17 << 20, None, False),
+        (1 << 20, 0, LANGUAGE, False),
+    ],
 )
 def test_whole_graph_of_small_tensor_models_is_opened_beside_the_layers(
-    num_bytes: int, language: LanguageSpec | None, is_opened: bool
+    layer_bytes: int, data_bytes: int, language: LanguageSpec | None, is_opened: bool
 ) -> None:
-    files = {name: FileRecord(sha256="0" * 64, size_bytes=num_bytes) for name in ("embed", *"0123", "head", "whole")}
+    sizes = {**dict.fromkeys("0123", layer_bytes), **dict.fromkeys(("embed", "head", "whole"), 1 << 10)}
+    if data_bytes:  # beside a layer; the whole graph refers to it
+        sizes["0.data"] = data_bytes
+    files = {name: FileRecord(sha256="0" * 64, size_bytes=size) for name, size in sizes.items()}
     given = manifest("onnx", language=language).model_copy(update={"forms": {"onnx": PARTS}, "files": files})
     assert ("whole" in files_of(given, "onnx")) == is_opened
+    assert files_of(given, "onnx") >= sizes.keys() - {"whole"}
