@@ -1,11 +1,13 @@
 """What it costs that a chain can be chosen: every stack of the catalogue, against its whole graph.
 
-Measured: a pass of 8 held-out rows along the full chain, one thread, of a recurrent model one chunk of steps: the whole
-graph as the runtime has it; the batch executor of the service, which runs that graph where it may; and layer by layer,
-as every other chain is run. Medians of alternating rounds. Left out: HTTP, JSON, the batcher. A ratio above 1.15 means
-that what goes on between calls of layers costs more than a choice of depth should.
+Measured: a pass of 8 held-out rows, one thread, of a recurrent model one chunk of steps: the whole graph as the runtime
+has it; a chain of as many visits, the layers turned round, fused from its layers' files as the service fuses a chain
+that is often asked for; the same through the service's batch executor, of recurrent models along the full chain, which
+is not fused; and the full chain by a call for each layer, as a chain is run at first. Medians of alternating rounds.
+Left out: HTTP, JSON, the batcher. A ratio above 1.15 means that a choice of depth costs more than it should.
 """
 
+import math
 import statistics
 import sys
 import tempfile
@@ -27,6 +29,7 @@ from models.layered import LayeredModel, SequenceStack
 from service.backends.onnx import open_onnx
 from service.backends.open import open_backend
 from service.backends.parts import Parts
+from service.backends.protocol import Fusing
 from service.backends.torchscript import open_torchscript
 from service.engine.executor import Batch, Executor
 from training.recipes import find_recipe, recipes
@@ -44,32 +47,36 @@ class Uncounted:
         pass
 
 
-def passes(directory: Path, format: Runtime, model: LayeredModel, rows: Tensor) -> tuple[Pass, Pass, Pass]:
-    """The whole graph, what is served for the full chain, and every layer by itself."""
+def passes(directory: Path, format: Runtime, model: LayeredModel, rows: Tensor) -> dict[str, Pass]:
+    """The whole graph first, and what chooses a chain."""
     manifest = read_manifest(directory)
     parts = opened(directory, format)
+    num_layers = len(model.layers)
     states = model.empty_state(len(rows)) if isinstance(model, SequenceStack) else ()
-    stacked = [torch.stack([state] * len(model.layers)) for state in states]
+    stacked = [torch.stack([state] * num_layers) for state in states]
     given, *every = (tensor.numpy() if format == "onnx" else tensor for tensor in (rows, *states, *stacked))
     first, all_first = every[: len(states)], every[len(states) :]
-    executor = Executor(open_backend(manifest, directory, format, num_threads=1), Uncounted())
-    begun = from_the_first(model, rows)
-    inputs, chains = {manifest.inputs[0].name: rows.numpy()}, (Chain.full(len(model.layers)),) * len(rows)
-
-    def whole() -> Any:
-        assert parts.whole is not None
-        return parts.whole(given, *all_first)[0]
-
-    def served() -> Any:
-        return next(iter(executor.run(Batch(inputs, chains, **begun())).values()))
+    backend = open_backend(manifest, directory, format, num_threads=1)
+    executor, begun = Executor(backend, Uncounted()), from_the_first(model, rows)
+    assert parts.fuse is not None
+    whole = parts.fuse(range(num_layers))
+    found: dict[str, Pass] = {"whole": lambda: whole(given, *all_first)}
+    chain = Chain.full(num_layers)
+    if isinstance(backend, Fusing):
+        chain = Chain(chain.layers[::-1]) if num_layers > 1 else Chain((0,))
+        backend.fuse(chain.layers)
+        fused = parts.fuse(chain.layers)
+        found["fused"] = lambda: fused(given)
+    inputs, chains = {manifest.inputs[0].name: rows.numpy()}, (chain,) * len(rows)
 
     def by_layers() -> Any:
         hidden = parts.embed(given)[0]
         for layer in parts.layers:
             hidden = layer(hidden, *first)[0]
-        return parts.head(hidden)[0]
+        return parts.head(hidden)
 
-    return whole, served, by_layers
+    found["served"] = lambda: list(executor.run(Batch(inputs, chains, **begun())).values())
+    return {**found, "layers": by_layers}
 
 
 def from_the_first(model: LayeredModel, rows: Tensor) -> Callable[[], dict[str, Any]]:
@@ -110,23 +117,30 @@ def measure(name: str, folder: Path) -> list[dict[str, object]]:
     found = []
     for format in FORMATS:
         calls = passes(directory, format, model, rows)
-        wanted = torch.as_tensor(calls[0]())
-        for call in calls:
-            torch.testing.assert_close(torch.as_tensor(call()), wanted, atol=1e-3, rtol=1e-3)
+        check(calls)
         with torch.inference_mode():
-            times = [[seconds(call) for call in calls] for _ in range(ROUNDS)]
-        whole, served, by_layers = (statistics.median(column) for column in zip(*times, strict=True))
+            times = [{kind: seconds(call) for kind, call in calls.items()} for _ in range(ROUNDS)]
+        median = {kind: statistics.median(one[kind] for one in times) for kind in calls}
+        ratios = {f"{kind} / whole": median[kind] / median["whole"] for kind in calls if kind != "whole"}
         found.append(
             {
                 "model": name,
                 "layers": len(model.layers),
                 "form": format,
-                "whole, us": 1e6 * whole,
-                "served / whole": served / whole,
-                "layers / whole": by_layers / whole,
+                "whole, us": 1e6 * median["whole"],
+                "fused / whole": math.nan,
+                **ratios,
             }
         )
     return found
+
+
+def check(calls: dict[str, Pass]) -> None:
+    """Those of one chain give the same. Raises AssertionError."""
+    pairs = [("whole", "layers"), ("fused", "served") if "fused" in calls else ("whole", "served")]
+    for one, other in pairs:
+        a, b = (torch.as_tensor(calls[kind]()[0]) for kind in (one, other))
+        torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
 
 
 def main(names: Sequence[str]) -> None:
@@ -134,7 +148,7 @@ def main(names: Sequence[str]) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         rows = [row for name in names or recipes() for row in measure(name, Path(folder))]
-    report("Along the full chain against the whole graph, 8 rows", rows, rounds=ROUNDS, passes=PASSES)
+    report("A chosen chain against the whole graph, 8 rows", rows, rounds=ROUNDS, passes=PASSES)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The ONNX graphs of parts, joined into the whole graph. Knows names and nodes, and no torch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from exporters.parts import Part, Parts, Port
+from models.graph import append, as_model
 
 _TYPES = {"FP32": onnx.TensorProto.FLOAT, "INT64": onnx.TensorProto.INT64}
 
@@ -25,48 +26,25 @@ def join(parts: Parts, models: Sequence[onnx.ModelProto]) -> onnx.ModelProto:
     past, new = parts.whole.inputs[len(parts.whole.inputs) - kept :], parts.whole.outputs[1:]
     if parts.cached:
         _count_columns(whole, past[0], parts.embed.inputs[-1])
-    _append(whole, embed, "embed", [port.name for port in parts.embed.inputs], [stream, *shared])
+    append(whole, embed, "embed", [port.name for port in parts.embed.inputs], [stream, *shared])
     for i, layer in enumerate(layers):
         name = parts.layers[i].name
         cached = [_pick(whole, port, i) for port in past]
         beside = _beside(parts.layers[i], parts.whole)
-        _append(whole, layer, name, [stream, *shared, *beside, *cached], [name, *(f"{port.name}/{i}" for port in new)])
+        append(whole, layer, name, [stream, *shared, *beside, *cached], [name, *(f"{port.name}/{i}" for port in new)])
         stream = name
     beside = _beside(parts.head, parts.whole)
-    _append(whole, head, "head", [stream, *beside], [parts.whole.outputs[0].name])
+    append(whole, head, "head", [stream, *beside], [parts.whole.outputs[0].name])
     for port in new:
         _stack(whole, port, len(layers))
     whole.input.extend(_value(port) for port in parts.whole.inputs)
     whole.output.extend(_value(port) for port in parts.whole.outputs)
-    return _model(whole, models[0])
+    return as_model(whole, models[0])
 
 
 def _beside(part: Part, whole: Part) -> list[str]:
     """What a part takes from the inputs of the whole graph, as they are."""
     return [port.name for port in part.inputs if port in whole.inputs]
-
-
-def _append(whole: onnx.GraphProto, part: onnx.GraphProto, name: str, inputs: list[str], outputs: list[str]) -> None:
-    """Add a part's nodes and weights, its inputs and outputs bound to names of the whole graph."""
-    ports = (value.name for value in (*part.input, *part.output))
-    bound = dict(zip(ports, (*inputs, *outputs), strict=True))
-    copy = onnx.GraphProto()
-    copy.CopyFrom(part)
-    _rename(copy, lambda old: bound.get(old, f"{name}/{old}") if old else "")  # "" is an input left out
-    whole.node.extend(copy.node)
-    whole.initializer.extend(copy.initializer)
-
-
-def _rename(graph: onnx.GraphProto, new_name: Callable[[str], str]) -> None:
-    for value in (*graph.input, *graph.output, *graph.initializer):
-        value.name = new_name(value.name)
-    for node in graph.node:
-        node.name = new_name(node.name)
-        node.input[:] = [new_name(name) for name in node.input]
-        node.output[:] = [new_name(name) for name in node.output]
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                _rename(attribute.g, new_name)
 
 
 def _count_columns(whole: onnx.GraphProto, past: Port, columns: Port) -> None:
@@ -112,9 +90,3 @@ def _constant(
 
 def _value(port: Port) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(port.name, _TYPES[port.datatype], port.dims)
-
-
-def _model(graph: onnx.GraphProto, part: onnx.ModelProto) -> onnx.ModelProto:
-    model = helper.make_model(graph, opset_imports=part.opset_import, ir_version=part.ir_version)
-    model.producer_name, model.producer_version = part.producer_name, part.producer_version
-    return model

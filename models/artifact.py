@@ -142,6 +142,11 @@ class Form(Record):
     def has_parts(self) -> bool:
         return self.embed is not None
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The files that a chain is run from: embed, every layer, head."""
+        return tuple(name for name in (self.embed, *self.layers, self.head) if name)
+
 
 class FileRecord(Record):
     """Size and content hash of one file of the artifact."""

@@ -11,11 +11,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from models.chain import Chain
 from models.errors import DeadlineError, OverloadError
 from service.engine.work import Generated, Timing, Work
+from service.layer_calls import LayerCalls
 
 _MODEL = ("model", "version")
 # From 50 microseconds up: a small model answers in less than a millisecond.
 _SECONDS = (5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _LENGTHS = (1, 2, 4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128)
 
 
@@ -82,13 +82,11 @@ class Metrics:
         self.prefix_hit_tokens = counter("prefix_cache_hit_tokens", "Tokens of prompts that were found read")
         self.preemptions = counter("preemptions", "Times an answered sequence made room and was read again")
         self.generated_tokens = counter("generated_tokens", "Tokens generated")
-        self.layer_calls = counter("layer_calls", "Calls of a layer, whatever the number of rows")
-        self.layers_executed = counter("layers_executed", "Visits made by rows", (*_MODEL, "layer"))
-        self.layer_evaluations = counter("layer_evaluations", "Visits made by tokens")
+        self.layer_calls = LayerCalls()
+        registry.register(self.layer_calls)
         self.layers_full = counter("layers_full", "Visits the answered samples would have made along the full chain")
         self.layers_answered = counter("layers_answered", "Visits the answered samples made")
         self.chain_length = histogram("chain_length", "Visits of a sample's chain", _LENGTHS)
-        self.layer_call_rows = histogram("layer_call_rows", "Rows that made a visit together", _ROWS)
         self.queue_requests = gauge("queue_requests", "Samples that wait")
         self.queue_rows = gauge("queue_rows", "Rows that wait")
         self.queue_tokens = gauge("queue_tokens", "Tokens that wait")
@@ -176,9 +174,7 @@ class ModelMetrics:
 
     def __init__(self, metrics: Metrics, model: str, version: str) -> None:
         self._metrics, self.labels = metrics, (model, version)
-        self._layer_calls = metrics.layer_calls.labels(*self.labels)
-        self._layer_evaluations = metrics.layer_evaluations.labels(*self.labels)
-        self._layer_call_rows = metrics.layer_call_rows.labels(*self.labels)
+        self.count_layer_call = metrics.layer_calls.of(self.labels).count
         self._queue_seconds = metrics.queue_seconds.labels(*self.labels)
         self._compute_seconds = metrics.compute_seconds.labels(*self.labels)
         self._chain_length = metrics.chain_length.labels(*self.labels)
@@ -186,17 +182,7 @@ class ModelMetrics:
         self._layers_full = metrics.layers_full.labels(*self.labels)
         self._cancelled = metrics.cancelled.labels(*self.labels)
         self._expired = metrics.expired.labels(*self.labels)
-        self._layers: dict[int, Counter] = {}
         self._watched: list[tuple[Gauge, tuple[str, ...], Callable[[], float]]] = []
-
-    def count_layer_call(self, layer: int, rows: int, tokens: int) -> None:
-        """One `Backend.layer`: `rows` samples made the visit together, with `tokens` real tokens among them."""
-        if layer not in self._layers:
-            self._layers[layer] = self._metrics.layers_executed.labels(*self.labels, str(layer))
-        self._layers[layer].inc(rows)
-        self._layer_calls.inc()
-        self._layer_evaluations.inc(tokens)
-        self._layer_call_rows.observe(rows)
 
     def observe_samples(self, chains: Sequence[Chain], passes: Sequence[int], num_layers: int, timing: Timing) -> None:
         """Count answered samples: their chains, how often each was walked, and how long they took."""

@@ -42,11 +42,19 @@ _THREADS = _Threads()
 
 def open_onnx(directory: Path, form: Form, device: str, num_threads: int, prepack: bool = True) -> Parts:
     """Open the sessions of one model. Raises BackendError if a file does not load or the device is not obtained."""
+    graphs: dict[str, bytes] = {}
 
     def part(name: str) -> Part:
-        return _part(open_session(directory / name, device, num_threads, prepack))
+        session = open_session(directory / name, device, num_threads, prepack)
+        if form.whole and name in form.parts:  # chains are fused later, and the folder may be another by then
+            graphs[name] = (directory / name).read_bytes()
+        return _part(session)
 
-    return Parts.of(form, part)
+    def fuse(names: Sequence[str]) -> Part:
+        graph = _chain([graphs[name] for name in names])
+        return _part(_open_session(graph, "a chain as one graph", device, num_threads, prepack))
+
+    return Parts.of(form, part, fuse)
 
 
 def open_session(path: Path, device: str, num_threads: int, prepack: bool = True) -> ort.InferenceSession:
@@ -56,6 +64,10 @@ def open_session(path: Path, device: str, num_threads: int, prepack: bool = True
     mapped from it, shared by all who map it.
     The runtime logs an error and falls back to the CPU when a provider cannot load; here that is a BackendError.
     """
+    return _open_session(str(path), path.name, device, num_threads, prepack)
+
+
+def _open_session(graph: str | bytes, name: str, device: str, num_threads: int, prepack: bool) -> ort.InferenceSession:
     wanted = _PROVIDERS[device]
     if wanted not in ort.get_available_providers():
         raise _refused(wanted, ort.get_available_providers())
@@ -65,12 +77,23 @@ def open_session(path: Path, device: str, num_threads: int, prepack: bool = True
     if not prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")
     try:
-        session = ort.InferenceSession(str(path), options, providers=[wanted])
+        session = ort.InferenceSession(graph, options, providers=[wanted])
     except Exception as error:  # the runtime's exceptions share no base class
-        raise BackendError(f"{path.name} does not load in ONNX Runtime: {error}") from error
+        raise BackendError(f"{name} does not load in ONNX Runtime: {error}") from error
     if session.get_providers()[0] != wanted:
         raise _refused(wanted, session.get_providers())
     return session
+
+
+def _chain(parts: Sequence[bytes]) -> bytes:
+    """The graphs of a chain's parts as one."""
+    import onnx  # it takes its time and memory, and only servers that fuse chains need it
+
+    from models.graph import chain
+
+    graphs = {part: onnx.load_from_string(part) for part in set(parts)}
+    fused: bytes = chain([graphs[part] for part in parts]).SerializeToString()
+    return fused
 
 
 def _refused(wanted: str, obtained: Sequence[str]) -> BackendError:

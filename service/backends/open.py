@@ -49,10 +49,10 @@ _FORMATS: dict[str, Format] = {
 }
 # Weights of a layer from which on several threads compute it sooner than one.
 _LARGE_BYTES = 4 << 20
-# Weights of all parts up to which the whole graph is opened beside them: above, calls of layers are short against what
-# they compute, and a second copy of the weights is not. What a whole graph itself takes up says nothing: it may refer
-# to weights beside the parts.
-_WHOLE_BYTES = 16 << 20
+# Weights that all graphs of whole chains may have, beside those of the layers. Of a model that has more, the calls of
+# layers are short against what they compute, and a second copy of the weights is not.
+_FUSED_BYTES = 16 << 20
+_MOST_FUSED = 64
 
 
 def open_backend(
@@ -81,7 +81,8 @@ def open_backend(
         return EncoderBackend(parts, manifest.encoder, manifest.outputs, arrays)
     if manifest.sequence:
         return SequenceBackend(parts, manifest.sequence, manifest.outputs, arrays)
-    return TensorBackend(parts, manifest.inputs, manifest.outputs, arrays)
+    max_fused = 0 if chosen == "fake" else _max_fused(manifest, manifest.forms[_FORMATS[chosen]])
+    return TensorBackend(parts, manifest.inputs, manifest.outputs, arrays, max_fused)
 
 
 def choose_backend(manifest: Manifest, name: BackendName) -> BackendName:
@@ -102,7 +103,7 @@ def files_of(manifest: Manifest, name: BackendName) -> set[str]:
     if chosen == "fake":
         return set(manifest.files)
     form, language = _opened(manifest, _FORMATS[chosen]), manifest.language
-    parts = _parts_of(manifest, form) if form.has_parts else _beside(manifest, form)
+    parts = _with_data(manifest, form.parts) if form.has_parts else _beside(manifest, form)
     whole = _with_data(manifest, [form.whole]) if form.whole else ()
     text = (language.tokenizer, language.chat_template) if language else ()
     return {*parts, *whole, *(file for file in text if file)}
@@ -122,11 +123,6 @@ def threads_for(manifest: Manifest, name: BackendName, num_cores: int) -> int:
 
 def _num_bytes(manifest: Manifest, names: Sequence[str]) -> int:
     return sum(manifest.files[name].size_bytes for name in names)
-
-
-def _parts_of(manifest: Manifest, form: Form) -> list[str]:
-    """The files that a chain is run from."""
-    return _with_data(manifest, [part for part in (form.embed, *form.layers, form.head) if part])
 
 
 def _with_data(manifest: Manifest, names: Sequence[str]) -> list[str]:
@@ -192,13 +188,19 @@ class _Compute:
 
 
 def _opened(manifest: Manifest, format: Format) -> Form:
-    """What is opened of a form: of a stack its whole graph only where that is small, and its rows are tensors."""
+    """What is opened of a form: of a stack the graph of the full chain only if chains are fused at all."""
     form = manifest.forms[format]
-    if not form.has_parts or form.whole is None:
-        return form
-    if manifest.kind == "tensor" and _num_bytes(manifest, _parts_of(manifest, form)) <= _WHOLE_BYTES:
-        return form
-    return form.model_copy(update={"whole": None})
+    return form if not form.has_parts or _max_fused(manifest, form) else form.model_copy(update={"whole": None})
+
+
+def _max_fused(manifest: Manifest, form: Form) -> int:
+    """Graphs of whole chains that may be kept: of rows of tensors through small layers.
+
+    What the file of the full chain takes up says nothing: it may refer to weights beside the parts.
+    """
+    if manifest.kind != "tensor" or form.whole is None or not form.has_parts:
+        return 0
+    return min(_FUSED_BYTES // max(_num_bytes(manifest, _with_data(manifest, form.parts)), 1), _MOST_FUSED)
 
 
 def _open_parts(manifest: Manifest, directory: Path, name: BackendName, compute: _Compute) -> tuple[Parts, Arrays]:

@@ -5,6 +5,7 @@ Knows no runtime; the loaders bring the parts.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,8 +14,9 @@ from models.artifact import Form, LanguageSpec, TensorSpec
 from models.errors import BackendError
 from models.lm.residual import Residual
 from service.backends.arrays import Arrays
+from service.backends.fused import FusedChains
 from service.backends.kv import PAGE_SIZE, KVCache
-from service.backends.protocol import Array, Carry, Ints, Rows, Selection
+from service.backends.protocol import Array, Carry, Graph, Ints, Rows, Selection
 
 # Arrays of one runtime in, arrays of the same runtime out.
 Part: TypeAlias = Callable[..., Sequence[Any]]
@@ -24,23 +26,32 @@ Part: TypeAlias = Callable[..., Sequence[Any]]
 class Parts:
     """The callables of one model, in the signatures of `models.layered`; `close` frees what they hold.
 
-    whole: the full chain from inputs to outputs as one graph, where there is one beside the layers.
+    fuse: makes one callable of a chain, from inputs to outputs.
     """
 
     embed: Part
     layers: tuple[Part, ...]
     head: Part
     close: Callable[[], None] = lambda: None
-    whole: Part | None = None
+    fuse: Callable[[Sequence[int]], Part] | None = None
 
     @classmethod
-    def of(cls, form: Form, part: Callable[[str], Part]) -> "Parts":
-        """The parts of an exported form, each opened by the name of its file."""
-        whole = part(form.whole) if form.whole else None
-        if form.embed and form.head:
-            return cls(part(form.embed), tuple(part(name) for name in form.layers), part(form.head), whole=whole)
-        assert whole is not None
-        return cls(unchanged, (), whole)
+    def of(
+        cls, form: Form, part: Callable[[str], Part], fuse: Callable[[Sequence[str]], Part] | None = None
+    ) -> "Parts":
+        """The parts of an exported form, each opened by the name of its file.
+
+        fuse: opens the files of a chain as one, where the runtime has a way; there is a file of the full chain.
+        """
+        if not form.has_parts:
+            assert form.whole is not None
+            return cls(unchanged, (), part(form.whole))
+        opened = {name: part(name) for name in form.parts}
+        embed, *layers, head = (opened[name] for name in form.parts)
+        if form.whole is None:
+            return cls(embed, tuple(layers), head)
+        fuse = fuse or (lambda names: in_turn([opened[name] for name in names]))
+        return cls(embed, tuple(layers), head, fuse=partial(_fused, form, part(form.whole), fuse))
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,10 +172,16 @@ class TensorBackend:
     page_size = PAGE_SIZE
 
     def __init__(
-        self, parts: Parts, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], arrays: Arrays
+        self,
+        parts: Parts,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        arrays: Arrays,
+        max_fused: int = 0,
     ) -> None:
         self._parts, self._arrays = parts, arrays
         self._inputs, self._outputs = [spec.name for spec in inputs], [spec.name for spec in outputs]
+        self._fused = FusedChains(parts.fuse, max_fused) if parts.fuse and max_fused else None
 
     @property
     def num_layers(self) -> int:
@@ -180,12 +197,16 @@ class TensorBackend:
         return self._given_out(self._parts.head(*carry))
 
     @property
-    def has_whole(self) -> bool:
-        return self._parts.whole is not None
+    def can_fuse(self) -> bool:
+        return self._fused is not None
 
-    def whole(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        assert self._parts.whole is not None
-        return self._given_out(self._parts.whole(*self._taken_in(inputs)))
+    def fuse(self, layers: tuple[int, ...]) -> None:
+        assert self._fused is not None
+        self._fused.add(layers)
+
+    def fused(self, layers: tuple[int, ...]) -> Graph | None:
+        part = self._fused.get(layers) if self._fused else None
+        return None if part is None else lambda inputs: self._given_out(part(*self._taken_in(inputs)))
 
     def select(self, carry: Carry, rows: Selection) -> Carry:
         return tuple(array[rows] for array in carry)
@@ -206,13 +227,32 @@ class TensorBackend:
 
     def close(self) -> None:
         self._parts.close()
-        self._parts = closed_parts()
+        self._parts, self._fused = closed_parts(), None
 
     def _taken_in(self, inputs: Mapping[str, Array]) -> list[Any]:
         return [self._arrays.take_in(inputs[name]) for name in self._inputs]
 
     def _given_out(self, outputs: Sequence[Any]) -> dict[str, Array]:
         return {name: self._arrays.give_out(array) for name, array in zip(self._outputs, outputs, strict=True)}
+
+
+def _fused(form: Form, whole: Part, fuse: Callable[[Sequence[str]], Part], layers: Sequence[int]) -> Part:
+    """The part that a chain becomes."""
+    embed, *every, head = form.parts
+    if list(layers) == list(range(len(every))):
+        return whole
+    return fuse([embed, *(every[layer] for layer in layers), head])
+
+
+def in_turn(parts: Sequence[Part]) -> Part:
+    """Parts one after the other, each taking what the one before gives out."""
+
+    def call(*arrays: Any) -> Sequence[Any]:
+        for part in parts:
+            arrays = tuple(part(*arrays))
+        return arrays
+
+    return call
 
 
 def unchanged(*arrays: Any) -> Sequence[Any]:
@@ -222,7 +262,7 @@ def unchanged(*arrays: Any) -> Sequence[Any]:
 
 def closed_parts() -> Parts:
     """Parts of a backend that gave its memory back: whoever still holds the backend holds no weights."""
-    return Parts(_refuse, (), _refuse, whole=_refuse)
+    return Parts(_refuse, (), _refuse)
 
 
 def _refuse(*arrays: Any) -> Sequence[Any]:

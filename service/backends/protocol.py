@@ -1,6 +1,6 @@
 """What every backend can do: embed, one visit of one layer, head. Knows no chain, no queue and no sampling."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -13,6 +13,9 @@ Array: TypeAlias = NDArray[Any]
 Carry: TypeAlias = Any
 # What one visit of a recurrent model hands from one pass to the next; None before the first step. As a carry.
 State: TypeAlias = Any
+
+# A model along one chain: outputs by name of inputs by name.
+Graph: TypeAlias = Callable[[Mapping[str, Array]], dict[str, Array]]
 
 # What torch models compute in; "auto" is what suits the device.
 Dtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
@@ -111,17 +114,24 @@ class Backend(Protocol):
 
 
 @runtime_checkable
-class Joined(Protocol):
-    """What a backend has beside the rest if the full chain may be there as one graph: quicker, where layers are small.
+class Fusing(Protocol):
+    """What a backend has beside the rest if chains can become one graph each: quicker, where layers are small.
 
-    One call for each layer is what a choice of chain costs; who chooses none need not pay it.
+    A call for each layer is what a choice of depth costs; a chain that is often chosen need not pay it.
     """
 
     @property
-    def has_whole(self) -> bool: ...
+    def can_fuse(self) -> bool: ...
 
-    def whole(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Outputs of the full chain by name, within rounding those of `embed`, every `layer` and `head`."""
+    def fuse(self, layers: tuple[int, ...]) -> None:
+        """Make one graph of the visits of a chain; from any thread. Raises BackendError if the runtime refuses it.
+
+        It may take the place of another.
+        """
+        ...
+
+    def fused(self, layers: tuple[int, ...]) -> Graph | None:
+        """That graph, while there is one: within rounding it gives out what `embed`, every `layer` and `head` do."""
         ...
 
 

@@ -48,9 +48,8 @@ class SequenceBackend:
         if rows is None or rows.states is None:
             return self._walked(layer, carry)
         hidden, *after = layer(carry, *self._gathered(rows.states))
-        arrays = tuple(after)
-        every = range(len(rows.states))
-        rows.states[:] = [self._own(arrays, row) if rows.keep else _Left(arrays, row) for row in every]
+        arrays, own = tuple(after), self._own if rows.keep else _Left
+        rows.states[:] = [own(arrays, row) for row in range(len(rows.states))]
         return hidden
 
     def head(self, carry: Carry, tokens: Ints | None = None) -> dict[str, Array]:

@@ -36,7 +36,7 @@ class Batcher:
     def __init__(self, backend: Backend, counter: LayerCounter, limits: Limits, queue_limits: QueueLimits) -> None:
         self._backend, self._limits = backend, limits
         self._renewable = backend if isinstance(backend, Renewable) else None
-        executor = Executor(backend, counter)
+        self._executor = executor = Executor(backend, counter)
         self._one_pass = OnePass(executor)
         self._reader = Reader(executor, limits)
         self._background = Background(SharedRunner(backend, counter))
@@ -150,6 +150,7 @@ class Batcher:
                 except Exception as error:
                     self._give_up(error)
         with self._device:  # the event loop may be at work on the last batch
+            self._executor.close()
             self._backend.close()
 
     def _wait(self) -> bool:

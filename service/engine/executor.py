@@ -1,14 +1,16 @@
 """Runs one batch, each row along its own chain: a loop over the plan's groups. Decides nothing."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import repeat
 from typing import Protocol
 
 import numpy as np
 
 from models.chain import Chain
-from service.backends.protocol import Array, Backend, Carry, Ints, Joined, Rows, Selection, State
+from service.backends.protocol import Array, Backend, Carry, Fusing, Ints, Rows, Selection, State
+from service.engine.often import OftenAsked
 from service.engine.plan import Group, plan
 
 
@@ -55,37 +57,41 @@ class Executor:
 
     def __init__(self, backend: Backend, counter: LayerCounter) -> None:
         self._backend, self._counter = backend, counter
-        self._whole = backend.whole if isinstance(backend, Joined) and backend.has_whole else None
+        self._often = OftenAsked(backend) if isinstance(backend, Fusing) and backend.can_fuse else None
 
     def run(self, batch: Batch) -> dict[str, Array]:
         """Outputs by name, one row per chain, in the order of the batch."""
-        if self._whole is not None and _are_full(batch.chains, self._backend.num_layers):
+        if self._often and (graph := self._often.graph(batch.chains)):
             for layer in batch.chains[0].layers:
                 self._counter.count_layer_call(layer, len(batch.chains), len(batch.chains))
-            return self._whole(batch.inputs)
+            return graph(batch.inputs)
         return self._backend.head(self._walk(batch), batch.tokens)
 
     def stream(self, batch: Batch) -> Array:
         """The residual stream after the last visit [B, ..., D], in the order of the batch; the head is not run."""
         return self._backend.stream(self._walk(batch))
 
+    def close(self) -> None:
+        """Prepare nothing any more."""
+        if self._often:
+            self._often.close()
+
     def _walk(self, batch: Batch) -> Carry:
-        carry = self._backend.embed(batch.inputs, _rows(batch, 0, None))
+        carry = self._backend.embed(batch.inputs, _all_rows(batch))
         for call in _calls(batch.chains) if self._backend.num_layers else ():
             carry = self._visit(call, carry, batch)
         return carry
 
     def _visit(self, call: _Call, carry: Carry, batch: Batch) -> Carry:
-        rows = _rows(batch, call.visits, call.rows)
+        kept = batch.states if batch.states is not None else ()
+        places = _places(call) if kept else ()
+        rows = _rows(batch, call, [kept[row][visit] for row, visit in places] if kept else None)
         tokens = call.num_rows if rows is None else int(rows.lengths.sum())
         self._counter.count_layer_call(call.layer, call.num_rows, tokens)
-        if batch.states is None or rows is None:
-            return self._call(call, carry, rows)
-        places = _places(call)
-        states = [batch.states[row][visit] for row, visit in places]
-        carry = self._call(call, carry, replace(rows, states=states, keep=batch.keep))
-        for (row, visit), state in zip(places, states, strict=True):
-            batch.states[row][visit] = state
+        carry = self._call(call, carry, rows)
+        if rows is not None and rows.states is not None:
+            for (row, visit), state in zip(places, rows.states, strict=True):
+                kept[row][visit] = state
         return carry
 
     def _call(self, call: _Call, carry: Carry, rows: Rows | None) -> Carry:
@@ -93,11 +99,6 @@ class Executor:
             return self._backend.layer(call.layer, carry, rows)
         part = self._backend.select(carry, call.rows)
         return self._backend.merge(carry, call.rows, self._backend.layer(call.layer, part, rows))
-
-
-@lru_cache(maxsize=256)
-def _are_full(chains: tuple[Chain, ...], num_layers: int) -> bool:
-    return set(chains) == {Chain.full(num_layers)}
 
 
 @lru_cache(maxsize=256)  # tens of kilobytes each
@@ -114,16 +115,20 @@ def _call(group: Group, num_rows: int) -> _Call:
     return _Call(group.layer, slice(first, first + count) if is_run else np.asarray(group.rows), visits, count)
 
 
-def _rows(batch: Batch, visits: Ints | int, rows: Selection | None) -> Rows | None:
+def _all_rows(batch: Batch) -> Rows | None:
     if batch.starts is None or batch.lengths is None:
         return None
-    pages = None
+    return Rows(batch.starts, batch.lengths, None if batch.pages is None else batch.pages[:, 0])
+
+
+def _rows(batch: Batch, call: _Call, states: list[State] | None) -> Rows | None:
+    if batch.starts is None or batch.lengths is None:
+        return None
+    pages, every = None, slice(None) if call.rows is None else call.rows
     if batch.pages is not None:
-        every = slice(None) if rows is None else rows
+        visits = call.visits
         pages = batch.pages[every, visits] if isinstance(visits, int) else _pages_of(batch.pages, every, visits)
-    if rows is None:
-        return Rows(batch.starts, batch.lengths, pages)
-    return Rows(batch.starts[rows], batch.lengths[rows], pages)
+    return Rows(batch.starts[every], batch.lengths[every], pages, keep=batch.keep, states=states)
 
 
 def _pages_of(pages: Ints, rows: Selection, visits: Ints) -> Ints:
@@ -134,9 +139,9 @@ def _pages_of(pages: Ints, rows: Selection, visits: Ints) -> Ints:
 
 def _places(call: _Call) -> list[tuple[int, int]]:
     """The row and the visit of everyone who makes a call."""
-    every = np.arange(call.num_rows) if call.rows is None else call.rows
+    every = slice(0, call.num_rows) if call.rows is None else call.rows
     rows = range(every.start, every.stop) if isinstance(every, slice) else every.tolist()
-    visits = [call.visits] * call.num_rows if isinstance(call.visits, int) else call.visits.tolist()
+    visits = repeat(call.visits, call.num_rows) if isinstance(call.visits, int) else call.visits.tolist()
     return list(zip(rows, visits, strict=True))
 
 

@@ -3,14 +3,13 @@
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from models.artifact import EncoderSpec, Manifest
 from models.chain import Chain
 from models.errors import BackendError
-from service.backends.protocol import Array, Backend, Joined
+from service.backends.protocol import Array, Backend, Fusing
 from service.engine.executor import Batch, Executor
 from service.engine.queue import Limits
 from service.engine.tensor import DTYPES
@@ -35,19 +34,23 @@ def warm_up(manifest: Manifest, backend: Backend, limits: Limits) -> None:
     Where the manifest leaves sizes open beside the rows, a failure may be due to the size tried and is only logged.
     """
     executor = Executor(backend, _Uncounted())
+    if _run(manifest, executor, limits) and isinstance(backend, Fusing) and backend.can_fuse:
+        backend.fuse(Chain.full(manifest.num_layers).layers)  # who asks for no chain never waits for its graph
+        _run(manifest, executor, limits)
+
+
+def _run(manifest: Manifest, executor: Executor, limits: Limits) -> bool:
+    """Whether zeros have run."""
     for rows in _row_counts(manifest, limits):
         started = time.perf_counter()
         try:
-            batch = _zeros(manifest, rows)
-            executor.run(batch)
-            if isinstance(backend, Joined) and backend.has_whole:  # which is all that has run; other chains take layers
-                turned = Chain(tuple(reversed(range(manifest.num_layers))))
-                executor.run(replace(batch, chains=(turned,) * rows))
+            executor.run(_zeros(manifest, rows))
         except Exception as error:
             _complain(manifest, rows, error)
-            return
+            return False
         if (time.perf_counter() - started) * limits.max_rows > _MOST_S:
-            return
+            break
+    return True
 
 
 def _row_counts(manifest: Manifest, limits: Limits) -> Sequence[int]:

@@ -57,6 +57,8 @@ DISTINCT = 1e-2
 
 FULL = Chain.full(3)
 RANDOM = Random(0)
+# Those that make one graph of a chain from its parts.
+FUSING: tuple[BackendName, ...] = ("onnx", "torchscript", "pt2")
 CHAINS = {
     "full": FULL,
     "skip": Chain((0, 2)),
@@ -319,32 +321,67 @@ def test_full_chain_of_a_language_model_is_its_whole_graph(name: BackendName, ti
 @pytest.mark.parametrize("name", ["onnx", "torchscript"])
 def test_full_chain_of_a_tensor_model_is_its_whole_graph(name: BackendName, tiny_repository: Path) -> None:
     opened = open_model(name, tiny_repository / "tinymlp" / "1")
-    whole = whole_part(name, opened.directory)
-    for parts in (replace(opened.parts, whole=None), opened.parts):
+    wanted = whole_part(name, opened.directory)(features(5))[0]
+    for backend in (opened.tensor(), fused(opened, FULL)):
         for _ in range(2):
-            got = run(opened.tensor(parts), Batch({"features": features(5)}, (FULL,) * 5))
-            assert difference(got, whole(features(5))[0]) == 0.0
+            assert difference(run(backend, Batch({"features": features(5)}, (FULL,) * 5)), wanted) == 0.0
 
 
-@pytest.mark.parametrize("name", ["onnx", "torchscript"])
-def test_whole_graph_is_run_where_every_row_takes_the_full_chain(name: BackendName, tiny_repository: Path) -> None:
-    opened = open_model(name, tiny_repository / "tinymlp" / "1")
-    executed, reported, num_runs = Calls(), Calls(), 0
+# Chains fused into one graph each.
 
-    def whole(*arrays: Any) -> Sequence[Any]:
-        nonlocal num_runs
-        num_runs += 1
-        assert opened.parts.whole is not None
-        return opened.parts.whole(*arrays)
 
-    executor = Executor(opened.tensor(replace(counted(opened.parts, executed), whole=whole)), reported)
-    full = executor.run(Batch({"features": features(5)}, (FULL,) * 5))
-    assert (num_runs, executed.rows) == (1, Counter())
-    assert reported.rows == dict.fromkeys(range(3), 5)
-    mixed = executor.run(Batch({"features": features(5)}, (FULL,) * 4 + (Chain((0, 2)),)))
-    assert (num_runs, executed.rows) == (1, {0: 5, 1: 4, 2: 5})
-    for row in range(4):
-        assert_same_answer(full["logits"][row], mixed["logits"][row], opened.tolerance)
+def fused(opened: Opened, *chains: Chain) -> TensorBackend:
+    """A backend that has a graph for each of the chains."""
+    backend = TensorBackend(opened.parts, opened.manifest.inputs, opened.manifest.outputs, opened.arrays(), len(chains))
+    for chain in chains:
+        backend.fuse(chain.layers)
+    return backend
+
+
+@pytest.mark.parametrize("name", FUSING)
+def test_fused_chain_gives_what_its_layers_give(name: BackendName, repositories: Repositories) -> None:
+    opened = open_model(name, repositories(name) / "tinymlp" / "1")
+    by_layers, backend = opened.tensor(), fused(opened, *MIXED)
+    for chain in MIXED:
+        graph = backend.fused(chain.layers)
+        assert graph is not None
+        for count in (1, 5, 2):
+            (got,) = graph({"features": features(count)}).values()
+            wanted = run(by_layers, Batch({"features": features(count)}, (chain,) * count))
+            assert difference(got, wanted) <= opened.tolerance
+
+
+@pytest.mark.parametrize("name", FUSING)
+def test_one_graph_is_run_where_every_row_takes_a_fused_chain(name: BackendName, repositories: Repositories) -> None:
+    opened = open_model(name, repositories(name) / "tinymlp" / "1")
+    executed, reported, looped = Calls(), Calls(), Chain((0, 2, 2))
+    executor = Executor(fused(replace(opened, parts=counted(opened.parts, executed)), FULL, looped), reported)
+    for chain in (FULL, looped):
+        reported.rows.clear()
+        executor.run(Batch({"features": features(5)}, (chain,) * 5))
+        assert executed.rows == Counter()
+        assert reported.rows == Counter({layer: 5 * count for layer, count in Counter(chain.layers).items()})
+    mixed = executor.run(Batch({"features": features(5)}, (FULL,) * 4 + (looped,)))
+    assert executed.rows == {0: 5, 1: 4, 2: 6}
+    alone = executor.run(Batch({"features": features(5)}, (FULL,) * 5))
+    assert difference(mixed["logits"][:4], alone["logits"][:4]) <= opened.tolerance
+
+
+@pytest.mark.parametrize("name", FUSING)
+def test_fused_chains_outlive_the_folder_and_not_the_model(
+    name: BackendName, repositories: Repositories, tmp_path: Path
+) -> None:
+    directory = tmp_path / "tinymlp"
+    shutil.copytree(repositories(name) / "tinymlp" / "1", directory)
+    backend = open_backend(read_manifest(directory), directory, name, num_threads=1)
+    assert isinstance(backend, TensorBackend)
+    assert backend.can_fuse
+    shutil.rmtree(directory)
+    backend.fuse((2, 1, 1))
+    assert backend.fused((2, 1, 1)) is not None
+    backend.close()
+    assert not backend.can_fuse
+    assert backend.fused((2, 1, 1)) is None
 
 
 def test_full_chain_of_eager_parts_is_the_plain_model(
