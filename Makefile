@@ -21,6 +21,8 @@ ENGINE ?= $(shell docker info >/dev/null 2>&1 && echo docker || echo podman)
 TARGET ?= cpu
 IMAGE := fathom-serving:$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 export BUILDAH_FORMAT := docker
+# As in the image: weights in huge pages, where the kernel lends them to who asks.
+serve bench: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 export BUILD_ARGS RUN_ARGS
 
 .PHONY: serve test retrain soak check bench image image-test clean

@@ -57,6 +57,12 @@ def test_runtime_reports_to_nobody() -> None:
     assert "ORT_DISABLE_TELEMETRY=1" in stage("runtime")
 
 
+def test_image_and_make_ask_for_huge_pages_alike() -> None:
+    asked = "glibc.malloc.hugetlb=1"
+    assert f"GLIBC_TUNABLES={asked}" in stage("runtime")
+    assert f"serve bench: export GLIBC_TUNABLES ?= {asked}" in (ROOT / "Makefile").read_text()
+
+
 def test_build_context_names_what_it_takes() -> None:
     lines = (ROOT / ".dockerignore").read_text().split()
     assert lines[0] == "*"
