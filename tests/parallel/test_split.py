@@ -76,16 +76,22 @@ def test_a_group_of_one_has_the_models_own_bits(checkpoint: Path) -> None:
             assert torch.equal(shard.along({"token_ids": IDS}, chain), model.along({"token_ids": IDS}, chain))
 
 
-def test_each_rank_reads_its_own_numbers_and_no_other(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[int] = []
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many numbers each read of a file has brought."""
+    counts: list[int] = []
     original = Shards.read
 
     def noting(self: Shards, name: str, cut: Cut | None = None) -> Tensor:
         tensor = original(self, name, cut)
-        read.append(tensor.numel())
+        counts.append(tensor.numel())
         return tensor
 
     monkeypatch.setattr(Shards, "read", noting)
+    return counts
+
+
+def test_each_rank_reads_its_own_numbers_and_no_other(checkpoint: Path, read: list[int]) -> None:
     counts = []
     for rank in range(4):
         read.clear()
@@ -99,18 +105,9 @@ def test_each_rank_reads_its_own_numbers_and_no_other(checkpoint: Path, monkeypa
     assert min(counts) > 0.8 * max(counts)
 
 
-def test_stages_have_every_number_once_and_together_the_models_logits(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, stages, read = weights.load(checkpoint, torch.float64), Stages((0, 1, NUM_LAYERS)), list[int]()
-    original = Shards.read
-
-    def noting(self: Shards, name: str, cut: Cut | None = None) -> Tensor:
-        tensor = original(self, name, cut)
-        read.append(tensor.numel())
-        return tensor
-
-    monkeypatch.setattr(Shards, "read", noting)
+def test_stages_have_every_number_once_and_together_the_models_logits(checkpoint: Path, read: list[int]) -> None:
+    model, stages = weights.load(checkpoint, torch.float64), Stages((0, 1, NUM_LAYERS))
+    read.clear()
     for stage in range(stages.count):
         load_shard(checkpoint, Alone(), torch.float64, stages, stage)
     assert sum(read) == sum(parameter.numel() for parameter in model.parameters())
