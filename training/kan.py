@@ -266,7 +266,9 @@ RECIPES = {
     "polycom-cancer": Recipe(
         model=_polycom_cancer,
         baseline=lambda: _of_table(
-            Tabular("breast_cancer"), ResidualMLP(ResidualMLPConfig(30, 2, 12, 2, 4, 0.0, 1.0)), 30
+            Tabular("breast_cancer"),
+            ResidualMLP(ResidualMLPConfig(30, 2, hidden_size=12, num_layers=4, input_shift=0.0, input_scale=1.0)),
+            30,
         ),
         baseline_name="GELU in the same place",
         task=Tabular("breast_cancer"),

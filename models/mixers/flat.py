@@ -1,10 +1,11 @@
-"""What MLPs over flat rows share: a linear map to the stream, a stack of blocks, a linear map to the classes.
+"""What MLPs over flat rows share: a map to the stream, a stack of blocks, a map to the classes.
 
 The stream is [B, D]. Knows no block.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -38,13 +39,30 @@ class FlatProjection(nn.Module):
         return hidden
 
 
+class NormedClassifier(nn.Module):
+    """Final norm and projection to the classes."""
+
+    def __init__(self, config: FlatConfig) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(config.hidden_size)
+        self.linear = nn.Linear(config.hidden_size, config.num_classes)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[B, D] -> logits [B, C]"""
+        logits: Tensor = self.linear(self.norm(hidden))
+        return logits
+
+
 class FlatStack(TensorStack):
-    """A classifier of flat feature rows; without a norm before its head."""
+    """A classifier of flat feature rows; without a norm before its head, unless it brings another head."""
+
+    Embed: Callable[[Any], nn.Module] = FlatProjection
+    Head: Callable[[Any], nn.Module] = staticmethod(lambda config: nn.Linear(config.hidden_size, config.num_classes))
 
     def __init__(self, config: FlatConfig, blocks: Iterable[nn.Module]) -> None:
         super().__init__()
-        self.embed: nn.Module = FlatProjection(config)
+        self.embed = self.Embed(config)
         self.layers = nn.ModuleList(blocks)
-        self.head: nn.Module = nn.Linear(config.hidden_size, config.num_classes)
+        self.head = self.Head(config)
         self.inputs = (TensorSpec(name="features", datatype="FP32", shape=(-1, config.num_features)),)
         self.outputs = (TensorSpec(name="logits", datatype="FP32", shape=(-1, config.num_classes)),)

@@ -10,27 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.artifact import TensorSpec
 from models.catalogue import About, Claim
-from models.layered import TensorStack
+from models.mixers.flat import FlatConfig, FlatStack, NormedClassifier
 
 _TESTS = "tests/models/mixers/test_hourglass.py"
 
 
 @dataclass(frozen=True, slots=True)
-class HourglassConfig:
-    """hidden_size is the width d_z of the stream, bottleneck the h units in the middle of a block.
+class HourglassConfig(FlatConfig):
+    """hidden_size is the width d_z of the stream, bottleneck the h units in the middle of a block."""
 
-    `input_shift` and `input_scale` bring raw inputs to about zero mean, unit range.
-    """
-
-    num_features: int = 64
-    num_classes: int = 10
     hidden_size: int = 192
     bottleneck: int = 12
     num_layers: int = 10
-    input_shift: float = 8.0
-    input_scale: float = 0.125
 
 
 class RandomProjection(nn.Module):
@@ -63,21 +55,7 @@ class HourglassBlock(nn.Module):
         return updated
 
 
-class Classifier(nn.Module):
-    """Final norm and projection to the classes."""
-
-    def __init__(self, config: HourglassConfig) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(config.hidden_size)
-        self.linear = nn.Linear(config.hidden_size, config.num_classes)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """[B, D] -> logits [B, C]"""
-        logits: Tensor = self.linear(self.norm(hidden))
-        return logits
-
-
-class Hourglass(TensorStack):
+class Hourglass(FlatStack):
     """A classifier of flat feature rows whose blocks go wide - narrow - wide."""
 
     about = About(
@@ -90,18 +68,8 @@ class Hourglass(TensorStack):
         ),
     )
     Config = HourglassConfig
+    Embed, Head = RandomProjection, NormedClassifier
 
     def __init__(self, config: HourglassConfig) -> None:
-        super().__init__()
+        super().__init__(config, (HourglassBlock(config) for _ in range(config.num_layers)))
         self.config = config
-        self.embed = RandomProjection(config)
-        self.layers = nn.ModuleList(HourglassBlock(config) for _ in range(config.num_layers))
-        self.head = Classifier(config)
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return (TensorSpec(name="features", datatype="FP32", shape=(-1, self.config.num_features)),)
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return (TensorSpec(name="logits", datatype="FP32", shape=(-1, self.config.num_classes)),)

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from models.artifact import TensorSpec
 from models.catalogue import About, Claim
-from models.layered import SequenceStack
-from models.recurrent.steps import Answers, FeedForward, answers_spec, embedding, steps_spec
+from models.recurrent.steps import FeedForward, StepConfig, StepStack
 
 _TESTS = "tests/models/recurrent/test_aaren.py"
 # A score that no step has: its weight beside any other is 0.
@@ -22,19 +21,11 @@ _NEVER = -1e30
 
 
 @dataclass(frozen=True, slots=True)
-class AarenConfig:
-    """Steps are token ids below `vocab_size`, or where that is 0 `num_features` numbers, scaled by `input_scale`."""
+class AarenConfig(StepConfig):
+    """num_heads: queries of a block, each with its share of the channels."""
 
-    vocab_size: int = 0
-    num_features: int = 1
-    num_classes: int = 10
-    hidden_size: int = 32
     num_heads: int = 4
-    num_layers: int = 4
     expansion: int = 4
-    input_scale: float = 0.0625
-    max_chunk: int = 32
-    max_trained: int = 64
 
 
 def join(first: tuple[Tensor, Tensor, Tensor], second: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,7 +83,7 @@ class AarenBlock(nn.Module):
         return torch.unflatten(joined, -1, (self.num_heads, -1)).transpose(1, 2)
 
 
-class Aaren(SequenceStack):
+class Aaren(StepStack):
     """A sequence model of softmax attention in constant memory."""
 
     about = About(
@@ -109,20 +100,8 @@ class Aaren(SequenceStack):
     Config = AarenConfig
 
     def __init__(self, config: AarenConfig) -> None:
-        super().__init__()
+        super().__init__(config, (AarenBlock(config) for _ in range(config.num_layers)))
         self.config = config
-        self.max_chunk, self.max_trained, self.vocab_size = config.max_chunk, config.max_trained, config.vocab_size
-        self.embed = embedding(config.vocab_size, config.num_features, config.hidden_size, config.input_scale)
-        self.layers = nn.ModuleList(AarenBlock(config) for _ in range(config.num_layers))
-        self.head = Answers(config.hidden_size, config.num_classes)
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return (steps_spec(self.config.vocab_size, self.config.num_features),)
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return (answers_spec(self.config.num_classes),)
 
     @property
     def state(self) -> tuple[TensorSpec, ...]:

@@ -14,8 +14,7 @@ from torch.nn import functional as F
 from models.artifact import TensorSpec
 from models.catalogue import About, Claim
 from models.errors import ArtifactError
-from models.layered import SequenceStack
-from models.recurrent.steps import Answers, FeedForward, answers_spec, embedding, steps_spec
+from models.recurrent.steps import FeedForward, StepConfig, StepStack
 
 _TESTS = "tests/models/recurrent/test_delta_net.py"
 # Each doubles the updates whose effects on each other are resolved.
@@ -24,20 +23,14 @@ _MAX_UPDATES = 2 * _BLOCKS[-1]
 
 
 @dataclass(frozen=True, slots=True)
-class DeltaNetConfig:
-    """is_signed: whether eigenvalues are in (-1, 1) or in (0, 1). num_updates: of the memory, at every step.
-
-    Steps are token ids below `vocab_size`, or where that is 0 `num_features` numbers, scaled by `input_scale`.
-    """
+class DeltaNetConfig(StepConfig):
+    """is_signed: whether eigenvalues are in (-1, 1) or in (0, 1). num_updates: of the memory, at every step."""
 
     vocab_size: int = 2
-    num_features: int = 1
     num_classes: int = 2
-    hidden_size: int = 32
     num_heads: int = 2
     num_layers: int = 1
     num_updates: int = 1
-    expansion: int = 2
     is_signed: bool = True
     input_scale: float = 1.0
     max_chunk: int = 16
@@ -146,7 +139,7 @@ class DeltaNetBlock(nn.Module):
         return self.feed_forward(hidden + self.rule.join(read)), after
 
 
-class DeltaNet(SequenceStack):
+class DeltaNet(StepStack):
     """A sequence model whose memory corrects what it says of a key, and may turn it round."""
 
     about = About(
@@ -164,25 +157,13 @@ class DeltaNet(SequenceStack):
     Config = DeltaNetConfig
 
     def __init__(self, config: DeltaNetConfig) -> None:
-        super().__init__()
         if config.max_chunk * config.num_updates > _MAX_UPDATES:
             raise ArtifactError(
                 f"{config.max_chunk} steps of {config.num_updates} updates are more than {_MAX_UPDATES} in one pass; "
                 f"set max_chunk to {_MAX_UPDATES // config.num_updates} or less"
             )
+        super().__init__(config, (DeltaNetBlock(config) for _ in range(config.num_layers)))
         self.config = config
-        self.max_chunk, self.max_trained, self.vocab_size = config.max_chunk, config.max_trained, config.vocab_size
-        self.embed = embedding(config.vocab_size, config.num_features, config.hidden_size, config.input_scale)
-        self.layers = nn.ModuleList(DeltaNetBlock(config) for _ in range(config.num_layers))
-        self.head = Answers(config.hidden_size, config.num_classes)
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return (steps_spec(self.config.vocab_size, self.config.num_features),)
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return (answers_spec(self.config.num_classes),)
 
     @property
     def state(self) -> tuple[TensorSpec, ...]:

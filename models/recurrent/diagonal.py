@@ -13,8 +13,7 @@ from torch.nn import functional as F
 from models.artifact import TensorSpec
 from models.catalogue import About, Claim
 from models.errors import ArtifactError
-from models.layered import SequenceStack
-from models.recurrent.steps import Answers, FeedForward, answers_spec, embedding, steps_spec
+from models.recurrent.steps import FeedForward, StepConfig, StepStack
 
 _TESTS = "tests/models/recurrent/test_diagonal.py"
 # Each doubles the steps that the scan of a chunk reaches.
@@ -23,18 +22,12 @@ _MAX_CHUNK = 2 * _SHIFTS[-1]
 
 
 @dataclass(frozen=True, slots=True)
-class DiagonalConfig:
-    """is_signed: whether factors are in (-1, 1) or in (0, 1).
-
-    Steps are token ids below `vocab_size`, or where that is 0 `num_features` numbers, scaled by `input_scale`.
-    """
+class DiagonalConfig(StepConfig):
+    """is_signed: whether factors are in (-1, 1) or in (0, 1)."""
 
     vocab_size: int = 2
-    num_features: int = 1
     num_classes: int = 2
-    hidden_size: int = 32
     num_layers: int = 1
-    expansion: int = 2
     is_signed: bool = True
     input_scale: float = 1.0
     max_chunk: int = 16
@@ -85,7 +78,7 @@ class DiagonalBlock(nn.Module):
         return 2.0 * factors - 1.0 if self.is_signed else factors
 
 
-class Diagonal(SequenceStack):
+class Diagonal(StepStack):
     """A sequence model of channels that each keep one number, and may flip its sign."""
 
     about = About(
@@ -102,22 +95,10 @@ class Diagonal(SequenceStack):
     Config = DiagonalConfig
 
     def __init__(self, config: DiagonalConfig) -> None:
-        super().__init__()
         if config.max_chunk > _MAX_CHUNK:
             raise ArtifactError(f"max_chunk {config.max_chunk} is more than the {_MAX_CHUNK} steps that a scan reaches")
+        super().__init__(config, (DiagonalBlock(config) for _ in range(config.num_layers)))
         self.config = config
-        self.max_chunk, self.max_trained, self.vocab_size = config.max_chunk, config.max_trained, config.vocab_size
-        self.embed = embedding(config.vocab_size, config.num_features, config.hidden_size, config.input_scale)
-        self.layers = nn.ModuleList(DiagonalBlock(config) for _ in range(config.num_layers))
-        self.head = Answers(config.hidden_size, config.num_classes)
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return (steps_spec(self.config.vocab_size, self.config.num_features),)
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return (answers_spec(self.config.num_classes),)
 
     @property
     def state(self) -> tuple[TensorSpec, ...]:

@@ -14,8 +14,7 @@ from torch.nn import functional as F
 
 from models.artifact import TensorSpec
 from models.catalogue import About, Claim
-from models.layered import SequenceStack
-from models.recurrent.steps import Answers, FeedForward, answers_spec, embedding, steps_spec
+from models.recurrent.steps import FeedForward, StepConfig, StepStack
 
 _TESTS = "tests/models/recurrent/test_gla.py"
 # sigmoid(.)^(1/16): decays begin near 1, so that what is read early is still there late.
@@ -23,25 +22,12 @@ _TEMPERATURE = 16.0
 
 
 @dataclass(frozen=True, slots=True)
-class GLAConfig:
-    """Keys take half of `hidden_size`, values all of it; `is_gated` = False is linear attention without decay.
+class GLAConfig(StepConfig):
+    """Keys take half of `hidden_size`, values all of it; `is_gated` = False is linear attention without decay."""
 
-    Steps are token ids below `vocab_size`, or where that is 0 `num_features` numbers, which `input_scale` brings to
-    about unit range.
-    """
-
-    vocab_size: int = 0
-    num_features: int = 1
-    num_classes: int = 10
-    hidden_size: int = 32
     num_heads: int = 4
-    num_layers: int = 4
     gate_rank: int = 16
-    expansion: int = 2
     is_gated: bool = True
-    input_scale: float = 0.0625
-    max_chunk: int = 32
-    max_trained: int = 64
 
 
 def recurrent(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,7 +146,7 @@ class GLABlock(nn.Module):
         return updated
 
 
-class GLA(SequenceStack):
+class GLA(StepStack):
     """A sequence model whose memory fades as each step decides."""
 
     about = About(
@@ -176,12 +162,8 @@ class GLA(SequenceStack):
     Config = GLAConfig
 
     def __init__(self, config: GLAConfig) -> None:
-        super().__init__()
+        super().__init__(config, (GLABlock(config) for _ in range(config.num_layers)))
         self.config = config
-        self.max_chunk, self.max_trained, self.vocab_size = config.max_chunk, config.max_trained, config.vocab_size
-        self.embed = embedding(config.vocab_size, config.num_features, config.hidden_size, config.input_scale)
-        self.layers = nn.ModuleList(GLABlock(config) for _ in range(config.num_layers))
-        self.head = Answers(config.hidden_size, config.num_classes)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Steps [B, T, ...] to outputs [B, T, C]; while it learns, every layer goes over all chunks at once."""
@@ -192,14 +174,6 @@ class GLA(SequenceStack):
             hidden = cast("GLABlock", layer).over(hidden, self.max_chunk)
         outputs: Tensor = self.head(hidden)
         return outputs
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return (steps_spec(self.config.vocab_size, self.config.num_features),)
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return (answers_spec(self.config.num_classes),)
 
     @property
     def state(self) -> tuple[TensorSpec, ...]:

@@ -15,31 +15,18 @@ from torch.nn import functional as F
 from models.artifact import TensorSpec
 from models.catalogue import About, Claim
 from models.errors import ArtifactError
-from models.layered import SequenceStack
-from models.recurrent.steps import Answers, FeedForward, answers_spec, embedding, steps_spec
+from models.recurrent.steps import FeedForward, StepConfig, StepStack
 
 _TESTS = "tests/models/recurrent/test_lssl.py"
 
 
 @dataclass(frozen=True, slots=True)
-class LSSLConfig:
-    """timescales: lengths dt of a step, each for an equal part of the channels; state_size: N numbers of a channel.
+class LSSLConfig(StepConfig):
+    """timescales: lengths dt of a step, each for an equal part of the channels; state_size: N numbers of a channel."""
 
-    Steps are token ids below `vocab_size`, or where that is 0 `num_features` numbers, which `input_scale` brings to
-    about unit range.
-    """
-
-    vocab_size: int = 0
-    num_features: int = 1
-    num_classes: int = 10
-    hidden_size: int = 32
     state_size: int = 16
     timescales: tuple[float, ...] = (0.015625, 0.0625)
-    num_layers: int = 4
-    expansion: int = 2
-    input_scale: float = 0.0625
     max_chunk: int = 16
-    max_trained: int = 64
 
 
 def hippo(size: int) -> tuple[Tensor, Tensor]:
@@ -118,7 +105,7 @@ class LSSLBlock(nn.Module):
         return self.feed_forward(hidden + self.mix(F.gelu(y))), after
 
 
-class LSSL(SequenceStack):
+class LSSL(StepStack):
     """A sequence model of linear systems that remember polynomials of what they read."""
 
     about = About(
@@ -135,25 +122,13 @@ class LSSL(SequenceStack):
     Config = LSSLConfig
 
     def __init__(self, config: LSSLConfig) -> None:
-        super().__init__()
         if config.hidden_size % len(config.timescales):
             raise ArtifactError(
                 f"hidden_size {config.hidden_size} is no multiple of the {len(config.timescales)} timescales; "
                 "each needs as many channels"
             )
+        super().__init__(config, (LSSLBlock(config) for _ in range(config.num_layers)))
         self.config = config
-        self.max_chunk, self.max_trained, self.vocab_size = config.max_chunk, config.max_trained, config.vocab_size
-        self.embed = embedding(config.vocab_size, config.num_features, config.hidden_size, config.input_scale)
-        self.layers = nn.ModuleList(LSSLBlock(config) for _ in range(config.num_layers))
-        self.head = Answers(config.hidden_size, config.num_classes)
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return (steps_spec(self.config.vocab_size, self.config.num_features),)
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return (answers_spec(self.config.num_classes),)
 
     @property
     def state(self) -> tuple[TensorSpec, ...]:

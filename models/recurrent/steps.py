@@ -1,9 +1,32 @@
 """What recurrent stacks have in common: steps in, a position-wise network in each block, an answer at every step."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.artifact import TensorSpec
+from models.layered import SequenceStack
+
+
+@dataclass(frozen=True, slots=True)
+class StepConfig:
+    """Sizes of a recurrent stack.
+
+    Steps are token ids below `vocab_size`, or where that is 0 `num_features` numbers, which `input_scale` brings to
+    about unit range.
+    """
+
+    vocab_size: int = 0
+    num_features: int = 1
+    num_classes: int = 10
+    hidden_size: int = 32
+    num_layers: int = 4
+    expansion: int = 2
+    input_scale: float = 0.0625
+    max_chunk: int = 32
+    max_trained: int = 64
 
 
 class Numbers(nn.Module):
@@ -49,18 +72,26 @@ class Answers(nn.Module):
         return logits
 
 
-def embedding(vocab_size: int, num_features: int, hidden_size: int, scale: float) -> nn.Module:
-    """Of token ids [B, T] below `vocab_size`, or where that is 0 of numbers [B, T, F]."""
-    return nn.Embedding(vocab_size, hidden_size) if vocab_size else Numbers(num_features, hidden_size, scale)
+class StepStack(SequenceStack):
+    """Reads token ids [B, T] or numbers [B, T, F] through a stack of blocks and answers at every step [B, T, C]."""
+
+    def __init__(self, config: StepConfig, blocks: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.max_chunk, self.max_trained, self.vocab_size = config.max_chunk, config.max_trained, config.vocab_size
+        self.embed = _embedding(config)
+        self.layers = nn.ModuleList(blocks)
+        self.head = Answers(config.hidden_size, config.num_classes)
+        self.inputs = (_steps(config),)
+        self.outputs = (TensorSpec(name="logits", datatype="FP32", shape=(-1, -1, config.num_classes)),)
 
 
-def steps_spec(vocab_size: int, num_features: int) -> TensorSpec:
-    """The input of either."""
-    if vocab_size:
+def _embedding(config: StepConfig) -> nn.Module:
+    if config.vocab_size:
+        return nn.Embedding(config.vocab_size, config.hidden_size)
+    return Numbers(config.num_features, config.hidden_size, config.input_scale)
+
+
+def _steps(config: StepConfig) -> TensorSpec:
+    if config.vocab_size:
         return TensorSpec(name="token_ids", datatype="INT64", shape=(-1, -1))
-    return TensorSpec(name="steps", datatype="FP32", shape=(-1, -1, num_features))
-
-
-def answers_spec(num_classes: int) -> TensorSpec:
-    """The output at every step."""
-    return TensorSpec(name="logits", datatype="FP32", shape=(-1, -1, num_classes))
+    return TensorSpec(name="steps", datatype="FP32", shape=(-1, -1, config.num_features))

@@ -15,31 +15,23 @@ from torch.nn import functional as F
 
 from models.artifact import TensorSpec
 from models.catalogue import About, Claim
-from models.layered import SequenceStack
-from models.recurrent.steps import Answers, FeedForward, answers_spec, embedding, steps_spec
+from models.recurrent.steps import FeedForward, StepConfig, StepStack
 
 _TESTS = "tests/models/recurrent/test_tcnca.py"
 
 
 @dataclass(frozen=True, slots=True)
-class TCNCAConfig:
-    """chunk_size: steps that attend to each other; num_convolutions n, their kernel_size K, the dilation_factor f.
-
-    Steps are token ids below `vocab_size`, or where that is 0 `num_features` numbers, scaled by `input_scale`.
-    """
+class TCNCAConfig(StepConfig):
+    """chunk_size: steps that attend to each other; num_convolutions n, their kernel_size K, the dilation_factor f."""
 
     vocab_size: int = 16
-    num_features: int = 1
     num_classes: int = 16
-    hidden_size: int = 32
     chunk_size: int = 24
     num_convolutions: int = 3
     kernel_size: int = 3
     dilation_factor: int = 3
     num_layers: int = 2
-    expansion: int = 2
     input_scale: float = 1.0
-    max_chunk: int = 32
     max_trained: int = 24
 
     @property
@@ -126,7 +118,7 @@ class TCNCABlock(nn.Module):
         return self.feed_forward(hidden + mixed + read), count, keys, values, past
 
 
-class TCNCA(SequenceStack):
+class TCNCA(StepStack):
     """A sequence model of dilated convolutions, with attention within chunks."""
 
     about = About(
@@ -143,20 +135,8 @@ class TCNCA(SequenceStack):
     Config = TCNCAConfig
 
     def __init__(self, config: TCNCAConfig) -> None:
-        super().__init__()
+        super().__init__(config, (TCNCABlock(config) for _ in range(config.num_layers)))
         self.config = config
-        self.max_chunk, self.max_trained, self.vocab_size = config.max_chunk, config.max_trained, config.vocab_size
-        self.embed = embedding(config.vocab_size, config.num_features, config.hidden_size, config.input_scale)
-        self.layers = nn.ModuleList(TCNCABlock(config) for _ in range(config.num_layers))
-        self.head = Answers(config.hidden_size, config.num_classes)
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return (steps_spec(self.config.vocab_size, self.config.num_features),)
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return (answers_spec(self.config.num_classes),)
 
     @property
     def state(self) -> tuple[TensorSpec, ...]:
