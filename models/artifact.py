@@ -12,6 +12,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from models.errors import ArtifactError, UnknownModelError
+from models.sampling import SamplingSpec
 
 MANIFEST = "manifest.json"
 
@@ -69,6 +70,7 @@ class LanguageSpec(Record):
     tokenizer: str = Field(description="file name of the Hugging Face tokenizer.json")
     chat_template: str | None = Field(None, description="file name of the Jinja template of conversations")
     special_tokens: dict[str, str] = Field(default_factory=dict, description="texts the template may name")
+    sampling: SamplingSpec | None = Field(None, description="of its generation_config.json, for requests silent on it")
 
 
 class EncoderSpec(Record):
