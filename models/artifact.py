@@ -15,6 +15,8 @@ from models.errors import ArtifactError, UnknownModelError
 from models.sampling import SamplingSpec
 
 MANIFEST = "manifest.json"
+# Beside the versions of a model: how they are to be served. What it may say is the service's affair.
+SETTINGS = "settings.json"
 
 Datatype: TypeAlias = Literal["BOOL", "INT32", "INT64", "FP16", "FP32", "FP64"]
 Format: TypeAlias = Literal[

@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 
 from models.errors import ArtifactError, DeadlineError, FathomError, UnavailableError
-from models.signature import verifier
+from models.signature import settings_verifier, verifier
 from service.bound import Bound
 from service.engine.engine import Engine
 from service.engine.sessions import SessionLimits, Sessions
@@ -37,7 +37,8 @@ class Registry:
         self._catalog = Catalog(self._source.versions, is_lazy=settings.models_bytes > 0)
         self.sessions = Sessions(_session_limits(settings))
         self._shelf = Shelf(settings, metrics, self._source, self._catalog, verify, self.sessions)
-        self._reload = Reload(self._catalog, self._source, self._shelf)
+        verify_settings = settings_verifier(settings.repository_key) if settings.repository_key else None
+        self._reload = Reload(self._catalog, self._source, self._shelf, verify_settings)
         # Of several who load, unload or reload a model at once, each waits for the one before.
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._is_started = False

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from models.artifact import (
     MANIFEST,
+    SETTINGS,
     FileRecord,
     Manifest,
     Verify,
@@ -21,10 +22,9 @@ from models.artifact import (
     version_order,
 )
 from models.errors import ArtifactError
-from models.signature import SIGNATURE
-from service.repository.model_settings import SETTINGS
+from models.signature import SETTINGS_SIGNATURE, SIGNATURE
 from service.repository.place import Place
-from service.repository.source import MAX_SETTINGS_BYTES, folder_stamp
+from service.repository.source import MAX_SETTINGS_BYTES, SettingsFile, folder_stamp
 
 _HIDDEN = ".fetch-"
 # What a download left behind that was cut off so long ago is nobody's any more.
@@ -51,15 +51,9 @@ class Mirror:
     def versions(self) -> dict[str, list[str]]:
         return list_versions(self._folder) if self._listed is None else self._listed
 
-    def settings_of(self, name: str) -> bytes | None:
-        kept = self._folder / name / SETTINGS
-        if self._listed is None:
-            return _content(kept)
-        content = self._place.read(name, SETTINGS)
-        if content is not None and len(content) > MAX_SETTINGS_BYTES:
-            raise ArtifactError(f"{name}/{SETTINGS} has more than {MAX_SETTINGS_BYTES} bytes; correct it")
-        self._keep(kept, content)
-        return content
+    def settings_of(self, name: str) -> SettingsFile | None:
+        content = self._small(name, SETTINGS)
+        return None if content is None else SettingsFile(content, self._small(name, SETTINGS_SIGNATURE))
 
     def stamp_of(self, name: str, version: str) -> str:
         if self._listed is None:
@@ -161,6 +155,17 @@ class Mirror:
     def _versions_of(self, name: str) -> list[str]:
         found = [version for version in self._place.folders(name) if self._place.has(name, version, MANIFEST)]
         return sorted(found, key=version_order)
+
+    def _small(self, name: str, file: str) -> bytes | None:
+        """The content of a small file of a model, from the copy while the place was not reached."""
+        kept = self._folder / name / file
+        if self._listed is None:
+            return _content(kept)
+        content = self._place.read(name, file)
+        if content is not None and len(content) > MAX_SETTINGS_BYTES:
+            raise ArtifactError(f"{name}/{file} has more than {MAX_SETTINGS_BYTES} bytes; correct it")
+        self._keep(kept, content)
+        return content
 
     def _keep(self, path: Path, content: bytes | None) -> None:
         """A small file in the copy, for when the place cannot be reached."""

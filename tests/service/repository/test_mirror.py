@@ -15,7 +15,7 @@ import pytest
 
 from models.artifact import read_manifest
 from models.errors import ArtifactError, UnavailableError
-from models.signature import sign
+from models.signature import sign, sign_settings
 from service.repository.mirror import Mirror
 from service.repository.slots import Holding
 
@@ -252,12 +252,17 @@ async def test_models_without_room_are_not_fetched(
         assert sorted(path.name for path in tmp_path.glob("cache/*/*")) == ["a", "b"]
 
 
+def new_keys(folder: Path) -> tuple[Path, Path]:
+    private, public = folder / "key.pem", folder / "key.pub"
+    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", private], check=True, capture_output=True)
+    subprocess.run(["openssl", "pkey", "-in", private, "-pubout", "-out", public], check=True)
+    return private, public
+
+
 async def test_only_signed_versions_are_fetched(
     repository: Any, opened: Any, web: tuple[str, type[Quiet]], tmp_path: Path
 ) -> None:
-    private, public = tmp_path / "key.pem", tmp_path / "key.pub"
-    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", private], check=True, capture_output=True)
-    subprocess.run(["openssl", "pkey", "-in", private, "-pubout", "-out", public], check=True)
+    private, public = new_keys(tmp_path)
     sign(repository.publish("mine", "1"), private)
     repository.publish("mine", "2")
     async with opened(repository=web[0], cache=tmp_path / "cache", repository_key=public) as registry:
@@ -266,3 +271,87 @@ async def test_only_signed_versions_are_fetched(
         await registry.load("mine", "1")
         assert await answering(registry) == "1"
         assert [path.name for path in tmp_path.glob("cache/*/mine/*")] == ["1"]
+
+
+async def _follows_signed_settings_alone(
+    repository: Any, registry: Any, private: Path, reload: Callable[[], Any], put: Callable[[str], object]
+) -> None:
+    """Settings are changed without a signature, by somebody else's file, and rightly; `put` publishes a file."""
+
+    def told(**members: Any) -> None:
+        repository.settings("mine", **members)
+        put("mine/settings.json")
+
+    assert await answering(registry) == "1"
+    told(versions=["2"])  # as whoever can write there and has no key
+    await reload()
+    assert await answering(registry) == "1"
+    assert "mine/settings.sig is not that of mine/settings.json" in registry.states()["mine", "1"].reason
+    (repository.path / "other").mkdir()
+    (repository.path / "other" / "settings.json").write_text('{"versions": ["2"]}')
+    shutil.copy(sign_settings(repository.path / "other", private), repository.path / "mine" / "settings.sig")
+    put("mine/settings.sig")  # what was signed for another model
+    await reload()
+    assert await answering(registry) == "1"
+    sign_settings(repository.path / "mine", private)
+    put("mine/settings.sig")
+    await reload()
+    assert await answering(registry) == "2"
+    assert {entry.reason for entry in registry.states().values()} == {""}
+
+
+def _signed_to_begin_with(repository: Any, private: Path) -> None:
+    for version in ("1", "2"):
+        sign(repository.publish("mine", version), private)
+    repository.settings("mine", versions=["1"])
+    sign_settings(repository.path / "mine", private)
+
+
+@pytest.mark.parametrize("is_remote", [False, True], ids=["folder", "web"])
+async def test_settings_need_a_signature_where_there_is_a_key(
+    is_remote: bool, repository: Any, opened: Any, web: tuple[str, type[Quiet]], tmp_path: Path
+) -> None:
+    private, public = new_keys(tmp_path)
+    _signed_to_begin_with(repository, private)
+    place = {"repository": web[0], "cache": tmp_path / "cache"} if is_remote else {}
+    async with opened(**place, repository_key=public) as registry:
+        await _follows_signed_settings_alone(repository, registry, private, registry.reload, lambda path: None)
+        (repository.path / "mine" / "settings.sig").unlink()
+        await registry.reload()
+        assert await answering(registry) == "2"
+        assert "has no signature settings.sig" in registry.states()["mine", "2"].reason
+    async with opened(**place, repository_key=public) as registry:  # nothing that could be used, now or before
+        assert registry.states()["mine", "2"].state == "failed"
+        with pytest.raises(UnavailableError, match=r"fathom sign mine/settings.json --key"):
+            await answering(registry)
+    async with opened(**place) as registry:  # without a key nobody asks
+        assert await answering(registry) == "2"
+
+
+async def test_settings_of_a_bucket_need_a_signature(repository: Any, opened: Any, s3: Any, tmp_path: Path) -> None:
+    def put(path: str) -> None:
+        s3.upload_file(str(repository.path / path), "models", f"signed/{path}")
+
+    private, public = new_keys(tmp_path)
+    _signed_to_begin_with(repository, private)
+    upload(s3, repository.path, "signed")
+    async with opened(repository="s3://models/signed", cache=tmp_path / "cache", repository_key=public) as registry:
+        await _follows_signed_settings_alone(repository, registry, private, registry.reload, put)
+
+
+async def test_copied_settings_are_not_believed_without_their_signature(
+    repository: Any, opened: Any, web: tuple[str, type[Quiet]], tmp_path: Path
+) -> None:
+    private, public = new_keys(tmp_path)
+    _signed_to_begin_with(repository, private)
+    place: dict[str, Any] = {"repository": web[0], "cache": tmp_path / "cache", "repository_key": public}
+    async with opened(**place) as registry:
+        assert await answering(registry) == "1"
+    web[1].is_down = True
+    async with opened(**place) as registry:
+        assert await answering(registry) == "1"
+    (kept,) = tmp_path.glob("cache/*/mine/settings.json")
+    kept.write_text('{"versions": ["2"]}')
+    async with opened(**place) as registry:
+        with pytest.raises(UnavailableError, match=r"mine/settings\.sig is not that of"):
+            await answering(registry)
