@@ -119,6 +119,7 @@ class Registry:
         for name in found:
             await self._reload_one(name)
         self._is_started = True
+        await self._prune()
 
     async def reload(self, is_retry: bool = False) -> None:
         """Look at the repository again and follow its changes; with `is_retry` what failed is tried again.
@@ -130,6 +131,7 @@ class Registry:
             await asyncio.to_thread(self._source.refresh)
             names = {*self._source.versions(), *(name for name, _ in self._catalog.entries)}
             failed = any([await self._reload_one(name, is_retry) for name in sorted(names)])
+            await self._prune()
         finally:
             self._metrics.reloads.labels("failed" if failed else "done").inc()
 
@@ -180,6 +182,13 @@ class Registry:
     async def _reload_one(self, name: str, is_retry: bool = False) -> dict[Key, Exception]:
         async with self._turns[name]:
             return await self._reload.model(name, is_retry)
+
+    async def _prune(self) -> None:
+        """Make room on the disk; that it fails keeps nobody from serving."""
+        try:
+            await asyncio.to_thread(self._source.prune)
+        except OSError as error:
+            _log.warning("copies that nobody needs stay: %s", error)
 
     async def _try_refresh(self) -> None:
         """Where the repository cannot be read, what was seen of it before has to do."""

@@ -1,6 +1,7 @@
 """A repository behind a URL, copied version by version into a folder of this machine as versions are wanted.
 
-A copy is hidden until every hash is right. When the place cannot be reached, what was copied before serves.
+A copy is hidden until every hash is right. When the place cannot be reached, what was copied before serves. Copies of
+versions that the place no longer has go once nobody uses them; several servers may share the folder.
 """
 
 import hashlib
@@ -23,6 +24,8 @@ from models.artifact import (
 )
 from models.errors import ArtifactError
 from models.signature import SETTINGS_SIGNATURE, SIGNATURE
+from service.repository import lease
+from service.repository.lease import Lease
 from service.repository.place import Place
 from service.repository.source import MAX_SETTINGS_BYTES, SettingsFile, folder_stamp
 
@@ -77,16 +80,25 @@ class Mirror:
             )
         return content
 
-    def fetch(self, name: str, version: str) -> Path:
+    def fetch(self, name: str, version: str) -> Lease:
         target = self._folder / name / version
-        try:
-            content = self._place.read(name, version, MANIFEST) or self.manifest_of(name, version)
-        except ArtifactError:
-            if target.is_dir():  # its hashes are looked at when it is loaded
-                return target
-            raise
-        self._fetch(name, version, content, target)
-        return target
+        while True:  # another server, with an older list, may remove a copy that nobody holds yet
+            try:
+                content = self._place.read(name, version, MANIFEST) or self.manifest_of(name, version)
+            except ArtifactError:
+                if held := lease.use(target):  # its hashes are looked at when it is loaded
+                    return held
+                raise
+            self._fetch(name, version, content, target)
+            if held := lease.use(target):
+                return held
+
+    def prune(self) -> None:
+        if self._listed is None:
+            return
+        for name, versions in list_versions(self._folder).items():
+            for version in set(versions) - set(self._listed.get(name, ())):
+                self._remove(self._folder / name / version)
 
     def _fetch(self, name: str, version: str, content: bytes, target: Path) -> None:
         place = f"{self._place.shown}/{name}/{version}"
@@ -178,6 +190,15 @@ class Mirror:
         hidden = path.with_name(f".{path.name}-{uuid4().hex}")
         hidden.write_bytes(content)
         hidden.replace(path)
+
+    def _remove(self, copy: Path) -> None:
+        """Remove a copy unless somebody uses it: out of sight first, so that nobody finds half of it."""
+        if held := lease.seize(copy):
+            with held:
+                hidden = self._folder / f"{_HIDDEN}{copy.parent.name}-{copy.name}-{uuid4().hex}-gone"
+                copy.rename(hidden)
+            self._checked.pop(copy, None)
+            shutil.rmtree(hidden, ignore_errors=True)
 
     def _sweep(self) -> None:
         for left in self._folder.glob(f"{_HIDDEN}*"):

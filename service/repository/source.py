@@ -9,6 +9,7 @@ from typing import Protocol
 from models.artifact import MANIFEST, SETTINGS, Verify, list_versions
 from models.errors import ArtifactError
 from models.signature import SETTINGS_SIGNATURE
+from service.repository.lease import Lease
 from service.settings import Settings
 
 # Far above any settings file, far below what would hurt.
@@ -41,8 +42,11 @@ class Source(Protocol):
     def manifest_of(self, name: str, version: str) -> bytes:
         """The content of a version's manifest, nothing else fetched. Raises OSError or ArtifactError."""
 
-    def fetch(self, name: str, version: str) -> Path:
-        """The folder of a version on this machine. Raises ArtifactError."""
+    def fetch(self, name: str, version: str) -> Lease:
+        """The folder of a version on this machine, there until it is let go. Raises ArtifactError."""
+
+    def prune(self) -> None:
+        """Remove copies of what the repository no longer has and nobody uses."""
 
 
 class Folder:
@@ -72,10 +76,13 @@ class Folder:
     def manifest_of(self, name: str, version: str) -> bytes:
         return (self.path / name / version / MANIFEST).read_bytes()
 
-    def fetch(self, name: str, version: str) -> Path:
+    def fetch(self, name: str, version: str) -> Lease:
         directory = self.path / name / version
         self._check_inside(directory)
-        return directory
+        return Lease(directory)
+
+    def prune(self) -> None:
+        """There are no copies."""
 
     def _small(self, path: Path) -> bytes | None:
         """The content of a small file, None if there is none."""

@@ -1,11 +1,15 @@
 """Repositories behind a URL, a real S3 (moto's server) and a plain web server: copies, and all that can go wrong."""
 
+import asyncio
+import errno
+import fcntl
 import functools
 import http.server
 import json
 import os
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +20,7 @@ import pytest
 from models.artifact import read_manifest
 from models.errors import ArtifactError, UnavailableError
 from models.signature import sign, sign_settings
+from service.repository import lease
 from service.repository.mirror import Mirror
 from service.repository.slots import Holding
 
@@ -250,6 +255,148 @@ async def test_models_without_room_are_not_fetched(
         assert sorted(path.name for path in tmp_path.glob("cache/*/*")) == ["a"]
         assert await answering(registry, "b") == "1"
         assert sorted(path.name for path in tmp_path.glob("cache/*/*")) == ["a", "b"]
+
+
+def _copies(folder: Path) -> list[str]:
+    """The versions of `mine` in the cache."""
+    return sorted(path.parent.name for path in folder.glob("*/mine/*/manifest.json"))
+
+
+async def _settled(registry: Any) -> None:
+    """A reload, and another once what it let go is freed."""
+    await registry.reload()
+    while registry._shelf._leaving:
+        await asyncio.sleep(0.005)
+    await registry.reload()
+
+
+async def test_copies_of_what_is_gone_go_once_nobody_uses_them(
+    repository: Any, opened: Any, web: tuple[str, type[Quiet]], tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    for version in ("1", "2"):
+        repository.publish("mine", version)
+    repository.settings("mine", versions="all")
+    async with opened(repository=web[0], cache=cache, backend="onnx", prepack=False) as registry:
+        with Holding():
+            engine = await registry.get("mine", "1")  # somebody's request is under way
+            repository.remove("mine", "1")
+            await registry.reload()
+            await registry.reload()
+            assert registry._shelf._leaving
+            assert _copies(cache) == ["1", "2"]
+            await engine.infer([ROW], "full")
+        await _settled(registry)
+        assert _copies(cache) == ["2"]
+        assert not list(cache.glob("*/.fetch-*"))
+        repository.publish("mine", "1")
+        await registry.reload()  # it came back
+        assert _copies(cache) == ["1", "2"]
+        assert await answering(registry, version="1") == "1"
+        web[1].is_down = True
+        repository.remove("mine", "1")
+        with pytest.raises(ArtifactError):
+            await registry.reload()
+        assert _copies(cache) == ["1", "2"]  # who cannot look removes nothing
+    async with opened(repository=web[0], cache=cache) as registry:
+        assert await answering(registry, version="1") == "1"
+    web[1].is_down = False
+    async with opened(repository=web[0], cache=cache) as registry:  # a start looks, too
+        assert _copies(cache) == ["2"]
+        assert await answering(registry) == "2"
+
+
+async def test_versions_that_the_place_has_stay_though_nobody_loads_them(
+    repository: Any, opened: Any, web: tuple[str, type[Quiet]], tmp_path: Path
+) -> None:
+    repository.publish("mine", "1")
+    async with opened(repository=web[0], cache=tmp_path / "cache") as registry:
+        repository.publish("mine", "2")
+        await _settled(registry)
+        assert list(registry._catalog.entries) == [("mine", "2")]
+        assert _copies(tmp_path / "cache") == ["1", "2"]
+
+
+async def test_servers_that_share_a_cache_leave_each_other_what_they_use(
+    repository: Any, opened: Any, web: tuple[str, type[Quiet]], tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    for version in ("1", "2"):
+        repository.publish("mine", version)
+    repository.settings("mine", versions="all")
+    async with (
+        opened(repository=web[0], cache=cache, backend="onnx", prepack=False) as one,
+        opened(repository=web[0], cache=cache, backend="onnx", prepack=False) as other,
+    ):
+        repository.remove("mine", "1")
+        await _settled(one)
+        assert ("mine", "1") not in one.states()
+        assert _copies(cache) == ["1", "2"]
+        assert await answering(other, version="1") == "1"
+        await _settled(other)
+        assert _copies(cache) == ["2"]
+        assert [await answering(registry) for registry in (one, other)] == ["2", "2"]
+
+
+async def test_copy_that_another_server_removes_at_the_wrong_moment_is_fetched_again(
+    repository: Any, web: tuple[str, type[Quiet]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository.publish("mine", "1")
+    early, late = Mirror(web[0], tmp_path), Mirror(web[0], tmp_path)
+    early.refresh()
+    repository.publish("mine", "2")  # which the first has not seen
+    late.refresh()
+    use, pruned = lease.use, []
+
+    def prune_first(directory: Path) -> Any:
+        if not pruned:
+            pruned.append(directory)
+            early.prune()
+            assert not directory.exists()
+        return use(directory)
+
+    monkeypatch.setattr(lease, "use", prune_first)
+    with late.fetch("mine", "2") as held:
+        assert pruned == [held.directory]
+        early.prune()
+        assert hashed(held.directory) == hashed(repository.path / "mine" / "2")
+    early.prune()
+    assert not held.directory.exists()
+
+
+def test_process_that_dies_holds_nothing(tmp_path: Path) -> None:
+    program = (
+        f"from service.repository import lease; from pathlib import Path; held = lease.use(Path({str(tmp_path)!r}))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", f"{program}; print(1, flush=True); input()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"1\n"
+        assert lease.seize(tmp_path) is None
+        process.kill()
+        process.wait()
+    assert lease.seize(tmp_path) is not None
+
+
+def test_nothing_is_removed_where_folders_cannot_be_locked(
+    repository: Any, web: tuple[str, type[Quiet]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks here")
+
+    repository.publish("mine", "1")
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    mirror = Mirror(web[0], tmp_path)
+    mirror.refresh()
+    mirror.fetch("mine", "1").let_go()
+    repository.publish("mine", "2")
+    repository.remove("mine", "1")
+    mirror.refresh()
+    mirror.prune()
+    assert (tmp_path / "mine" / "1" / "manifest.json").is_file()
 
 
 def new_keys(folder: Path) -> tuple[Path, Path]:
