@@ -61,6 +61,8 @@ def sampling_spec(checkpoint: Path) -> SamplingSpec | None:
     do_sample false is temperature 0. A file that leaves do_sample out means the values it states, as vLLM takes it.
     """
     raw = _read(checkpoint)
+    if not isinstance(raw.get("do_sample"), bool | None):
+        raise ArtifactError(f"{checkpoint / FILE} says do_sample {raw['do_sample']!r}; write true or false")
     said = {name: raw[name] for name in _SERVED if raw.get(name) is not None}
     if raw.get("do_sample") is False:
         said["temperature"] = 0.0

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from models.datatype import Datatype
 from models.errors import ArtifactError, UnknownModelError
 from models.sampling import SamplingSpec
 
@@ -18,7 +19,6 @@ MANIFEST = "manifest.json"
 # Beside the versions of a model: how they are to be served. What it may say is the service's affair.
 SETTINGS = "settings.json"
 
-Datatype: TypeAlias = Literal["BOOL", "INT32", "INT64", "FP16", "FP32", "FP64"]
 Format: TypeAlias = Literal[
     "onnx",
     "torchscript",

@@ -2,6 +2,7 @@
 
 `manifest.sig` holds the 64 bytes, as `openssl pkeyutl -sign -rawin` writes and `-verify -rawin` reads them.
 `settings.sig` signs a line `<model>/settings.json` and then that file, so that no other model's is taken for it.
+That a file is gone, or an older one that was signed in its place, no signature tells.
 Needs the package cryptography, and only where a key is used.
 """
 

@@ -76,6 +76,7 @@ def test_file_that_transformers_writes_by_itself_asks_for_nothing_else(tmp_path:
         ({"top_p": 0}, "top_p 0"),
         ({"top_k": -1}, "top_k -1"),
         ({"max_new_tokens": 0}, "max_new_tokens 0"),
+        ({"do_sample": "no"}, "do_sample 'no'"),
         ([], "no object"),
     ],
 )
