@@ -37,6 +37,11 @@ def use(directory: Path) -> Lease | None:
     return _locked(directory, fcntl.LOCK_SH, is_needed=False)
 
 
+def alone(directory: Path) -> Lease:
+    """Hold a folder that nobody removes, once those before have let it go."""
+    return _locked(directory, fcntl.LOCK_EX, is_needed=False) or Lease(directory)
+
+
 def seize(directory: Path) -> Lease | None:
     """Hold a folder alone; None if somebody uses it, if it is gone, or if it cannot be locked here."""
     return _locked(directory, fcntl.LOCK_EX | fcntl.LOCK_NB, is_needed=True)

@@ -113,10 +113,12 @@ class Mirror:
             if signature is not None:
                 (hidden / SIGNATURE).write_bytes(signature)
             self._check_signature(hidden, content, place)
-            if not self._is_there(target, manifest, content, signature):
-                self._fill(hidden, target, manifest, f"{name}/{version}")
-                _put(hidden, target)
-                self._checked[target] = folder_stamp(target)
+            target.parent.mkdir(exist_ok=True)
+            with lease.alone(target.parent):  # a server that wants the same waits, and finds it there
+                if not self._is_there(target, manifest, content, signature):
+                    self._fill(hidden, target, manifest, f"{name}/{version}")
+                    _put(hidden, target)
+                    self._checked[target] = folder_stamp(target)
         except OSError as error:
             raise ArtifactError(
                 f"{place} cannot be copied to {target}: {error}; make room, or set FATHOM_CACHE"

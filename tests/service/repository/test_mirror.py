@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -362,6 +363,33 @@ async def test_copy_that_another_server_removes_at_the_wrong_moment_is_fetched_a
         assert hashed(held.directory) == hashed(repository.path / "mine" / "2")
     early.prune()
     assert not held.directory.exists()
+
+
+def test_copy_that_two_servers_want_at_once_is_fetched_once(
+    repository: Any, web: tuple[str, type[Quiet]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository.publish("mine", "1")
+    both, fill = threading.Barrier(2), Mirror._fill
+
+    def slowly(self: Mirror, *arguments: Any) -> None:
+        threading.Event().wait(0.2)
+        fill(self, *arguments)
+
+    monkeypatch.setattr(Mirror, "_fill", slowly)
+
+    def fetch(_: int) -> tuple[int, Any]:
+        mirror = Mirror(web[0], tmp_path)
+        mirror.refresh()
+        both.wait()
+        held = mirror.fetch("mine", "1")
+        return held.directory.stat().st_ino, held
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(fetch, range(2)))
+    assert {inode for inode, _ in found} == {(tmp_path / "mine" / "1").stat().st_ino}
+    assert web[1].asked.count("/mine/1/onnx/head.onnx") == 1
+    for _, held in found:
+        held.let_go()
 
 
 def test_process_that_dies_holds_nothing(tmp_path: Path) -> None:
