@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, get_args
 
 from exporters.hub import download
 from exporters.publish import Exported, file_records, new_version
-from models.artifact import Datatype, Form, Format, Manifest, TensorSpec
+from models.artifact import Form, Format, Manifest, TensorSpec
+from models.datatype import Datatype
 from models.errors import ArtifactError, InputError
 
 if TYPE_CHECKING:

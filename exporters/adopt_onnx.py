@@ -17,6 +17,12 @@ NAME = "whole.onnx"
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 _DATATYPES = {
     "tensor(bool)": "BOOL",
+    "tensor(uint8)": "UINT8",
+    "tensor(uint16)": "UINT16",
+    "tensor(uint32)": "UINT32",
+    "tensor(uint64)": "UINT64",
+    "tensor(int8)": "INT8",
+    "tensor(int16)": "INT16",
     "tensor(int32)": "INT32",
     "tensor(int64)": "INT64",
     "tensor(float16)": "FP16",

@@ -179,12 +179,20 @@ def _progress(title: str) -> Iterator["Report"]:
 
 def _show(exported: "Exported", as_json: bool) -> None:
     """Print the result; exits with 1 if a format that was asked for is not in it."""
+    _warn(exported)
     if as_json:
         _show_json(exported)
     else:
         _show_table(exported)
     if exported.refused:
         raise typer.Exit(1)
+
+
+def _warn(exported: "Exported") -> None:
+    """Say on standard error what the checkpoint asks of generation and no request gets here."""
+    language = exported.manifest.language
+    for said in (language and language.sampling and language.sampling.not_served) or ():
+        typer.echo(f"WARNING: generation_config.json says {said}; that is not served, answers come without", err=True)
 
 
 def _show_json(exported: "Exported") -> None:

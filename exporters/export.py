@@ -4,7 +4,6 @@ Knows what the manifest says of a model; knows neither how its formats are writt
 """
 
 import hashlib
-import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, get_args
 
 import models
-from exporters import quantized
+from exporters import generation, quantized
 from exporters.describe_encoder import TOKENIZER, encoder_spec
 from exporters.forms import LOSSY, Report, write_forms
 from exporters.heldout import MAX_LOSS, read_heldout
@@ -166,10 +165,11 @@ def _language(model: LayeredModel, checkpoint: Path, folder: Path) -> LanguageSp
         max_length=config.max_length,
         num_kv_heads=config.num_key_value_heads,
         head_size=config.head_size,
-        eos_token_ids=_eos_token_ids(checkpoint, config.eos_token_id),
+        eos_token_ids=generation.end_token_ids(checkpoint, config.eos_token_id),
         tokenizer=TOKENIZER,
         chat_template=None if template is None else TEMPLATE,
         special_tokens=special_tokens(checkpoint),
+        sampling=generation.sampling_spec(checkpoint),
     )
 
 
@@ -191,19 +191,6 @@ def _whereabouts(model: LayeredModel) -> dict[str, str]:
     """Which blocks of a network of stages the layers are."""
     names = model.layer_names if isinstance(model, Stages) else ()
     return {"layers": f"{names[0]} to {names[-1]}"} if names else {}
-
-
-def _eos_token_ids(checkpoint: Path, configured: int | tuple[int, ...] | None) -> tuple[int, ...]:
-    """Those of generation_config.json, which is what generation goes by, or else those of config.json."""
-    path = checkpoint / "generation_config.json"
-    try:
-        ids = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
-    except ValueError as error:
-        raise ArtifactError(f"{path} is no JSON: {error}; save the checkpoint again") from error
-    ids = configured if ids is None else ids
-    if ids is None:
-        return ()
-    return (ids,) if isinstance(ids, int) else tuple(ids)
 
 
 def _provenance(checkpoint: Path, forms: Mapping[Format, Form]) -> dict[str, str]:

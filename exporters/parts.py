@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.artifact import Datatype, SequenceSpec, TensorSpec
+from models.artifact import SequenceSpec, TensorSpec
+from models.datatype import Datatype
 from models.lm.mlp import Experts
 
 Tensors: TypeAlias = tuple[Tensor, ...]

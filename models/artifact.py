@@ -11,11 +11,14 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from models.datatype import Datatype
 from models.errors import ArtifactError, UnknownModelError
+from models.sampling import SamplingSpec
 
 MANIFEST = "manifest.json"
+# Beside the versions of a model: how they are to be served. What it may say is the service's affair.
+SETTINGS = "settings.json"
 
-Datatype: TypeAlias = Literal["BOOL", "INT32", "INT64", "FP16", "FP32", "FP64"]
 Format: TypeAlias = Literal[
     "onnx",
     "torchscript",
@@ -69,6 +72,7 @@ class LanguageSpec(Record):
     tokenizer: str = Field(description="file name of the Hugging Face tokenizer.json")
     chat_template: str | None = Field(None, description="file name of the Jinja template of conversations")
     special_tokens: dict[str, str] = Field(default_factory=dict, description="texts the template may name")
+    sampling: SamplingSpec | None = Field(None, description="of its generation_config.json, for requests silent on it")
 
 
 class EncoderSpec(Record):

@@ -1,12 +1,13 @@
 """What a model that takes arrays gives, as far as two runs on zeros can tell. Knows no file and no runtime."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.artifact import Datatype, TensorSpec
+from models.artifact import TensorSpec
+from models.datatype import DTYPES, Datatype
 from models.errors import ArtifactError
 
 Array: TypeAlias = NDArray[Any]
@@ -15,14 +16,6 @@ Call: TypeAlias = Callable[[Sequence[Array]], Sequence[Array]]
 # A model is run twice; where an output's size follows, the axis is dynamic. Rows and other axes (lengths, image sides)
 # get sizes of their own, the latter large enough for a few strided layers.
 ROWS, OTHER = (2, 3), (32, 48)
-DTYPES: Mapping[str, str] = {
-    "BOOL": "bool",
-    "INT32": "int32",
-    "INT64": "int64",
-    "FP16": "float16",
-    "FP32": "float32",
-    "FP64": "float64",
-}
 
 
 def spec(what: str, name: str, datatype: str | None, shape: Sequence[int] | None) -> TensorSpec:
@@ -60,7 +53,7 @@ def _run(call: Call, inputs: Sequence[TensorSpec], rows: int, other: int, remedy
 
 
 def _compared(name: str, rows: int, first: Array, second: Array) -> TensorSpec:
-    datatypes = {dtype: datatype for datatype, dtype in DTYPES.items()}
+    datatypes: dict[str, str] = {dtype: datatype for datatype, dtype in DTYPES.items()}
     if first.ndim != second.ndim:
         raise ArtifactError(f"output {name!r} has {first.ndim} axes for one batch and {second.ndim} for another")
     shape = [a if a == b else -1 for a, b in zip(first.shape, second.shape, strict=True)]

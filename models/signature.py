@@ -1,19 +1,24 @@
-"""Signatures of versions: Ed25519 over the bytes of the manifest, which lists the hash of every file.
+"""Signatures of versions and of settings: Ed25519 over the manifest, which lists the hash of every file.
 
-`manifest.sig` holds the 64 bytes, as `openssl pkeyutl -sign -rawin` writes and `-verify -rawin` reads them. Needs the
-package cryptography, and only where a key is used.
+`manifest.sig` holds the 64 bytes, as `openssl pkeyutl -sign -rawin` writes and `-verify -rawin` reads them.
+`settings.sig` signs a line `<model>/settings.json` and then that file, so that no other model's is taken for it.
+That a file is gone, or an older one that was signed in its place, no signature tells.
+Needs the package cryptography, and only where a key is used.
 """
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
-from models.artifact import MANIFEST, Verify
+from models.artifact import MANIFEST, SETTINGS, Verify
 from models.errors import ArtifactError
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-SIGNATURE = "manifest.sig"
+SIGNATURE, SETTINGS_SIGNATURE = "manifest.sig", "settings.sig"
+# Looks at a model's name, the bytes of its settings and those of their signature; raises ArtifactError.
+VerifySettings: TypeAlias = Callable[[str, bytes, bytes | None], None]
 _MAKE = "make one with: openssl genpkey -algorithm ed25519 -out key.pem"
 _MAKE_PUBLIC = "make it with: openssl pkey -in key.pem -pubout -out key.pub"
 
@@ -22,13 +27,19 @@ def sign(directory: Path, key_file: Path) -> Path:
     """Write the signature of a version's manifest beside it. Raises ArtifactError for a bad key or no manifest."""
     key = _private_key(key_file)
     try:
-        content = (directory / MANIFEST).read_bytes()
-        signature = directory / SIGNATURE
-        hidden = directory / f".{SIGNATURE}"
-        hidden.write_bytes(key.sign(content))
-        return hidden.replace(signature)
+        return _write(directory / SIGNATURE, key.sign((directory / MANIFEST).read_bytes()))
     except OSError as error:
         raise ArtifactError(f"{directory} cannot be signed: {error}; name a folder <model>/<version>") from error
+
+
+def sign_settings(directory: Path, key_file: Path) -> Path:
+    """Write the signature of a model's settings beside them. Raises ArtifactError for a bad key or no settings."""
+    key = _private_key(key_file)
+    try:
+        message = _about(directory.resolve().name, (directory / SETTINGS).read_bytes())
+        return _write(directory / SETTINGS_SIGNATURE, key.sign(message))
+    except OSError as error:
+        raise ArtifactError(f"{directory / SETTINGS} cannot be signed: {error}; name a <model>/{SETTINGS}") from error
 
 
 def verifier(key_file: Path) -> Verify:
@@ -56,6 +67,30 @@ def verifier(key_file: Path) -> Verify:
     return verify
 
 
+def settings_verifier(key_file: Path) -> VerifySettings:
+    """A check of settings against a public key, read once. Raises ArtifactError if it is none."""
+    from cryptography.exceptions import InvalidSignature
+
+    key = _public_key(key_file)
+
+    def verify(name: str, content: bytes, signature: bytes | None) -> None:
+        remedy = f"fathom sign {name}/{SETTINGS} --key KEY"
+        if signature is None:
+            raise ArtifactError(
+                f"{name}/{SETTINGS} has no signature {SETTINGS_SIGNATURE} and FATHOM_REPOSITORY_KEY asks for one; run: "
+                f"{remedy}"
+            )
+        try:
+            key.verify(signature, _about(name, content))
+        except InvalidSignature as error:
+            raise ArtifactError(
+                f"the signature {name}/{SETTINGS_SIGNATURE} is not that of {name}/{SETTINGS} by {key_file}; "
+                f"do not trust this file, or sign it again: {remedy}"
+            ) from error
+
+    return verify
+
+
 def check_installed() -> None:
     """Raise ArtifactError naming the extra if cryptography is not there."""
     try:
@@ -64,6 +99,16 @@ def check_installed() -> None:
         raise ArtifactError(
             f"signatures need the extra 'signed': pip install 'fathom-serving[signed]' ({error})"
         ) from error
+
+
+def _about(name: str, settings: bytes) -> bytes:
+    return f"{name}/{SETTINGS}\n".encode() + settings
+
+
+def _write(path: Path, signature: bytes) -> Path:
+    hidden = path.with_name(f".{path.name}")
+    hidden.write_bytes(signature)
+    return hidden.replace(path)
 
 
 def _public_key(path: Path) -> "Ed25519PublicKey":

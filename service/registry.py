@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 
 from models.errors import ArtifactError, DeadlineError, FathomError, UnavailableError
-from models.signature import verifier
+from models.signature import settings_verifier, verifier
 from service.bound import Bound
 from service.engine.engine import Engine
 from service.engine.sessions import SessionLimits, Sessions
@@ -37,7 +37,8 @@ class Registry:
         self._catalog = Catalog(self._source.versions, is_lazy=settings.models_bytes > 0)
         self.sessions = Sessions(_session_limits(settings))
         self._shelf = Shelf(settings, metrics, self._source, self._catalog, verify, self.sessions)
-        self._reload = Reload(self._catalog, self._source, self._shelf)
+        verify_settings = settings_verifier(settings.repository_key) if settings.repository_key else None
+        self._reload = Reload(self._catalog, self._source, self._shelf, verify_settings)
         # Of several who load, unload or reload a model at once, each waits for the one before.
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._is_started = False
@@ -118,6 +119,7 @@ class Registry:
         for name in found:
             await self._reload_one(name)
         self._is_started = True
+        await self._prune()
 
     async def reload(self, is_retry: bool = False) -> None:
         """Look at the repository again and follow its changes; with `is_retry` what failed is tried again.
@@ -129,6 +131,7 @@ class Registry:
             await asyncio.to_thread(self._source.refresh)
             names = {*self._source.versions(), *(name for name, _ in self._catalog.entries)}
             failed = any([await self._reload_one(name, is_retry) for name in sorted(names)])
+            await self._prune()
         finally:
             self._metrics.reloads.labels("failed" if failed else "done").inc()
 
@@ -179,6 +182,13 @@ class Registry:
     async def _reload_one(self, name: str, is_retry: bool = False) -> dict[Key, Exception]:
         async with self._turns[name]:
             return await self._reload.model(name, is_retry)
+
+    async def _prune(self) -> None:
+        """Make room on the disk; that it fails keeps nobody from serving."""
+        try:
+            await asyncio.to_thread(self._source.prune)
+        except OSError as error:
+            _log.warning("copies that nobody needs stay: %s", error)
 
     async def _try_refresh(self) -> None:
         """Where the repository cannot be read, what was seen of it before has to do."""

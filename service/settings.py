@@ -56,7 +56,7 @@ class Settings(BaseSettings):
         None, description="where a repository with a URL is copied to; none is fathom in the user's cache directory"
     )
     repository_key: Path | None = Field(
-        None, description="Ed25519 public key in PEM; with one, versions that it did not sign are refused"
+        None, description="Ed25519 public key in PEM; with one, versions and settings that it did not sign are refused"
     )
     reload_s: float = Field(0.0, ge=0, le=86400, description="how often to look for changes of the repository; 0 never")
     models_bytes: int = Field(

@@ -1,7 +1,10 @@
 """GET /models, the loading of versions, and looking at the repository again."""
 
+from typing import Any
+
 from fastapi import APIRouter
 
+from models.artifact import Manifest
 from service.api.responses import PROBLEMS
 from service.api.schemas import ModelInfo
 from service.api.state import RegistryState
@@ -80,8 +83,14 @@ def _info(name: str, version: str, entry: Entry, registry: Registry) -> ModelInf
             "outputs": [spec.model_dump() for spec in manifest.outputs],
             "sequence": manifest.sequence and manifest.sequence.model_dump(),
             "image": manifest.image and manifest.image.model_dump(),
+            "sampling": _sampling(manifest),
             "classes": list(manifest.classes),
             "formats": sorted(manifest.forms),
             "provenance": manifest.provenance,
         }
     )
+
+
+def _sampling(manifest: Manifest) -> dict[str, Any] | None:
+    language = manifest.language
+    return language.sampling.model_dump() if language and language.sampling else None

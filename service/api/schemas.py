@@ -16,6 +16,7 @@ from pydantic import (
 from pydantic.functional_validators import WrapValidator
 from pydantic_core import PydanticCustomError
 
+from models.sampling import COLDEST
 from service.engine.engine import FULL, ChainValue, Engine
 from service.engine.sessions import SessionAsked
 from service.engine.terms import DEFAULT_PRIORITY, NUM_PRIORITIES
@@ -34,8 +35,8 @@ def or_say(expected: str) -> WrapValidator:
 
 
 def _greedy_or_warm(temperature: float) -> float:
-    if 0 < temperature < _COLDEST:
-        raise PydanticCustomError("too_cold", "Input should be 0 (greedy) or at least {least}", {"least": _COLDEST})
+    if 0 < temperature < COLDEST:
+        raise PydanticCustomError("too_cold", "Input should be 0 (greedy) or at least {least}", {"least": COLDEST})
     return temperature
 
 
@@ -44,7 +45,6 @@ def _array_or(value: object, validate: ValidatorFunctionWrapHandler) -> object:
     return value if hasattr(value, "__array__") else validate(value)
 
 
-_COLDEST = 1e-3  # below, quotients of logits leave float32
 ChainText: TypeAlias = str
 ChainField: TypeAlias = Annotated[
     ChainText | list[int] | list[ChainText | list[int]],
@@ -56,7 +56,7 @@ DepthField: TypeAlias = Annotated[
 Temperature: TypeAlias = Annotated[
     float,
     AfterValidator(_greedy_or_warm),
-    Field(ge=0, le=100, allow_inf_nan=False, description=f"0 is greedy; else at least {_COLDEST}"),
+    Field(ge=0, le=100, allow_inf_nan=False, description=f"0 is greedy; else at least {COLDEST}"),
 ]
 PriorityField: TypeAlias = Annotated[
     int,
@@ -144,7 +144,7 @@ class SamplingParameters(Body):
     """How a language model chooses tokens, and when it stops."""
 
     max_new_tokens: int = Field(64, ge=1, le=1 << 20)
-    temperature: Temperature = Field(0.0)
+    temperature: Temperature = Field(0.0)  # greedy, whatever the model's own default is: an answer can be repeated
     top_k: int = Field(0, ge=0, description="0 keeps every token; of fillings of a mask: how many, 5 by default")
     top_p: float = Field(1.0, gt=0, le=1)
     seed: int = Field(0, ge=0, lt=1 << 64)
@@ -368,6 +368,9 @@ class ModelInfo(BaseModel):
     inputs: list[dict[str, Any]] = Field(default_factory=list)
     outputs: list[dict[str, Any]] = Field(default_factory=list)
     image: dict[str, Any] | None = None
+    sampling: dict[str, Any] | None = Field(
+        None, description="the model's own, for requests of the OpenAI dialect that are silent on it"
+    )
     sequence: dict[str, Any] | None = None
     classes: list[str] = Field(default_factory=list)
     formats: list[str] = Field(default_factory=list)

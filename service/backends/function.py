@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from models.artifact import TensorSpec
+from models.datatype import DTYPES
 from models.errors import FathomError, ModelError
-from models.probe import DTYPES
 from service.backends.parts import Part, Parts, unchanged
 from service.backends.protocol import Array
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from models.artifact import SequenceSpec, TensorSpec
-from models.probe import DTYPES
+from models.datatype import DTYPES
 from service.backends.arrays import Arrays
 from service.backends.kv import PAGE_SIZE
 from service.backends.parts import Parts, closed_parts

@@ -9,6 +9,7 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 import orjson
 
+from models.datatype import DTYPES
 from models.errors import InputError, UnavailableError, UnknownModelError
 from service.bench.connection import Connection, written
 from service.bench.exchange import Call
@@ -16,7 +17,6 @@ from service.bench.mix import ChainMix
 
 _CPU = re.compile(rb"^process_cpu_seconds_total (\S+)$", re.MULTILINE)
 _MEMORY = re.compile(rb"^process_resident_memory_bytes (\S+)$", re.MULTILINE)
-_DTYPES = {"BOOL": "?", "INT32": "i4", "INT64": "i8", "FP16": "f2", "FP32": "f4", "FP64": "f8"}
 # Token ids that every vocabulary has.
 _FIRST_TOKENS = 64
 # Different requests, so that nothing is answered from a cache that should be computed.
@@ -147,4 +147,4 @@ def _random(spec: dict[str, Any], rows: int, rng: np.random.Generator) -> Any:
     """Numbers of one input [rows, ...]; open dimensions beside the first become 16."""
     shape = (rows, *(16 if size < 0 else size for size in spec["shape"][1:]))
     drawn = rng.uniform(-1, 1, shape).round(4) if spec["datatype"].startswith("FP") else rng.integers(0, 2, shape)
-    return drawn.astype(_DTYPES[spec["datatype"]])
+    return drawn.astype(DTYPES[spec["datatype"]])

@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import orjson
 
+from models import datatype as datatypes
 from models.chain import Chain
 from service.client.errors import InvalidError, Problem
 from service.client.results import Array, Layers, Prediction, Tensor, Usage
 
 DOCUMENT_BYTES = "Inference-Header-Content-Length"
-DTYPES = {"BOOL": "?", "INT32": "<i4", "INT64": "<i8", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8"}
+# By datatype, as they travel.
+DTYPES: Mapping[str, Any] = {datatype: np.dtype(name).newbyteorder("<") for datatype, name in datatypes.DTYPES.items()}
 
 
 def pack(
@@ -45,7 +47,7 @@ def unpack(content: bytes, document_bytes: str, request_id: str) -> Prediction:
     document = orjson.loads(content[:size])
     arrays, start = {}, size
     for output in document["outputs"]:
-        dtype = np.dtype(DTYPES[output["datatype"]])
+        dtype = DTYPES[output["datatype"]]
         flat = np.frombuffer(content, dtype, math.prod(output["shape"]), start)
         arrays[output["name"]] = flat.reshape(output["shape"]).copy()  # one's own, to be written to
         start += flat.nbytes
@@ -78,8 +80,11 @@ def _named(inputs: Array | Mapping[str, Array], takes: Sequence[Tensor]) -> Mapp
 def _cast(array: Array, takes: Sequence[Tensor], name: str) -> tuple[str, Array]:
     datatype = next(tensor.datatype for tensor in takes if tensor.name == name)
     dtype = DTYPES.get(datatype)
-    if dtype is None or not np.can_cast(array.dtype, dtype, "same_kind"):
+    is_whole = dtype is not None and array.dtype.kind in "iu" and dtype.kind in "iu"
+    if dtype is None or not (is_whole or np.can_cast(array.dtype, dtype, "same_kind")):
         raise _mismatch(f"input {name!r} is {array.dtype}; the model takes {datatype}; convert it first")
+    if is_whole and array.size and (said := datatypes.beyond(int(array.min()), int(array.max()), datatype)):
+        raise _mismatch(f"input {name!r} holds {said}; send numbers in that range")
     return datatype, np.ascontiguousarray(array, dtype)
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.artifact import Datatype, TensorSpec
+from models import datatype
+from models.artifact import TensorSpec
 from models.chain import Chain
 from models.errors import InputError
 from service.backends.protocol import Array
@@ -13,17 +14,10 @@ from service.engine.engine import ChainValue, Engine, new_future
 from service.engine.forward import overflow
 from service.engine.work import Tensors, TensorWork, Timing
 
-DTYPES: dict[Datatype, np.dtype] = {
-    "BOOL": np.dtype(np.bool_),
-    "INT32": np.dtype(np.int32),
-    "INT64": np.dtype(np.int64),
-    "FP16": np.dtype(np.float16),
-    "FP32": np.dtype(np.float32),
-    "FP64": np.dtype(np.float64),
-}
+DTYPES = {name: np.dtype(dtype) for name, dtype in datatype.DTYPES.items()}
 _MAX_DIMENSIONS = 32
 # Kinds of numpy array that hold values of a datatype exactly enough: a float is never cut down to an integer.
-_KINDS = {"b": "b", "i": "iu", "f": "iuf"}
+_KINDS = {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +106,12 @@ def _read(value: object, spec: TensorSpec) -> Array:
     dtype = DTYPES[spec.datatype]
     if array.dtype.kind not in _KINDS.get(dtype.kind, ""):
         raise _not_numbers(spec)
+    if dtype.kind in "iu":
+        _check_range(array, spec)
     with np.errstate(over="ignore"):
         cast = array.astype(dtype)
-    _check_values(array, cast, spec)
+    if dtype.kind == "f":
+        _check_numbers(cast, spec)
     return cast
 
 
@@ -142,11 +139,22 @@ def _as_array(value: object, spec: TensorSpec) -> Array:
     if isinstance(value, list) and _holds_other_than_numbers(value):
         raise _not_numbers(spec)
     try:
-        return np.asarray(value)
+        array = np.asarray(value)
     except (ValueError, OverflowError) as error:
         raise InputError(
             f"input {spec.name!r} has rows of different lengths; the model takes {_shape(spec)}"
         ) from error
+    is_rounded = array.dtype.kind in "fO" and DTYPES[spec.datatype].kind in "iu"
+    return _whole(value, array, spec) if is_rounded and isinstance(value, list) else array
+
+
+def _whole(value: list[object], array: Array, spec: TensorSpec) -> Array:
+    """Integers of which some leave int64 and numpy would make floats or objects; anything else as it is."""
+    exact = np.asarray(value, object)
+    if set(map(type, exact.flat)) != {int}:
+        return array
+    _check_range(exact, spec)
+    return exact.astype(DTYPES[spec.datatype])
 
 
 def _holds_other_than_numbers(data: list[object], depth: int = 1) -> bool:
@@ -172,13 +180,18 @@ def _check_shape(array: Array, spec: TensorSpec) -> None:
         raise InputError(f"input {spec.name!r} has no rows; send at least one")
 
 
-def _check_values(array: Array, cast: Array, spec: TensorSpec) -> None:
-    if cast.dtype.kind == "f" and not np.isfinite(cast).all():
+def _check_range(array: Array, spec: TensorSpec) -> None:
+    if not array.size or np.can_cast(array.dtype, DTYPES[spec.datatype], "safe"):
+        return
+    if said := datatype.beyond(int(array.min()), int(array.max()), spec.datatype):
+        raise InputError(f"input {spec.name!r} holds {said}; send numbers in that range")
+
+
+def _check_numbers(cast: Array, spec: TensorSpec) -> None:
+    if not np.isfinite(cast).all():
         raise InputError(
             f"input {spec.name!r} holds NaN, infinity or a number beyond {spec.datatype}; send finite ones"
         )
-    if cast.dtype.kind == "i" and not np.array_equal(cast, array):
-        raise InputError(f"input {spec.name!r} holds a number beyond {spec.datatype}; send smaller ones")
 
 
 def _shape(spec: TensorSpec) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from models.artifact import Manifest
+from models.datatype import DTYPES
 from service.backends.protocol import Array, Backend, Carry, Rows
 from service.parallel.messages import Facts, Sizes
 
@@ -35,10 +36,8 @@ def _inputs(manifest: Manifest, length: int) -> Mapping[str, Array]:
     if manifest.language or manifest.encoder:
         ids = np.zeros((1, length), np.int64)
         return {"token_ids": ids, "token_types": ids, "lengths": np.asarray([length], np.int64)}
-    kinds = {"BOOL": np.bool_, "INT32": np.int32, "INT64": np.int64, "FP16": np.float16, "FP64": np.float64}
     return {
-        spec.name: np.zeros([max(size, 1) for size in spec.shape], kinds.get(spec.datatype, np.float32))
-        for spec in manifest.inputs
+        spec.name: np.zeros([max(size, 1) for size in spec.shape], DTYPES[spec.datatype]) for spec in manifest.inputs
     }
 
 

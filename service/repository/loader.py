@@ -50,14 +50,17 @@ class Loader:
         if not (is_urgent or self._room.has(num_bytes)):
             raise FullError(f"no room for model {key[0]!r} yet; it loads with its first request")
         await self._room.take(key, num_bytes)
+        lease = None
         try:
-            directory = await asyncio.to_thread(self._source.fetch, *key)
-            engine = await self._engine(directory, settings, own)
+            lease = await asyncio.to_thread(self._source.fetch, *key)
+            engine = await self._engine(lease.directory, settings, own)
         except BaseException:
+            if lease:
+                lease.let_go()
             self._room.give(num_bytes)
             raise
         engine.metrics.observe_load(time.perf_counter() - started)
-        return Slot(engine, num_bytes, stamp)
+        return Slot(engine, num_bytes, stamp, lease)
 
     def bound(self, name: str, bound: Bound) -> Slot:
         """A model of this process."""
@@ -73,6 +76,8 @@ class Loader:
         await slot.wait_until_idle()
         await slot.engine.close()
         del slot.engine  # whoever remembers the slot shall not keep the weights
+        if slot.lease:
+            slot.lease.let_go()
         self._room.give(slot.num_bytes)
         await asyncio.to_thread(give_back_memory)
 

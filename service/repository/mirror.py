@@ -1,6 +1,7 @@
 """A repository behind a URL, copied version by version into a folder of this machine as versions are wanted.
 
-A copy is hidden until every hash is right. When the place cannot be reached, what was copied before serves.
+A copy is hidden until every hash is right. When the place cannot be reached, what was copied before serves. Copies of
+versions that the place no longer has go once nobody uses them; several servers may share the folder.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ from uuid import uuid4
 
 from models.artifact import (
     MANIFEST,
+    SETTINGS,
     FileRecord,
     Manifest,
     Verify,
@@ -21,10 +23,11 @@ from models.artifact import (
     version_order,
 )
 from models.errors import ArtifactError
-from models.signature import SIGNATURE
-from service.repository.model_settings import SETTINGS
+from models.signature import SETTINGS_SIGNATURE, SIGNATURE
+from service.repository import lease
+from service.repository.lease import Lease
 from service.repository.place import Place
-from service.repository.source import MAX_SETTINGS_BYTES, folder_stamp
+from service.repository.source import MAX_SETTINGS_BYTES, SettingsFile, folder_stamp
 
 _HIDDEN = ".fetch-"
 # What a download left behind that was cut off so long ago is nobody's any more.
@@ -51,15 +54,9 @@ class Mirror:
     def versions(self) -> dict[str, list[str]]:
         return list_versions(self._folder) if self._listed is None else self._listed
 
-    def settings_of(self, name: str) -> bytes | None:
-        kept = self._folder / name / SETTINGS
-        if self._listed is None:
-            return _content(kept)
-        content = self._place.read(name, SETTINGS)
-        if content is not None and len(content) > MAX_SETTINGS_BYTES:
-            raise ArtifactError(f"{name}/{SETTINGS} has more than {MAX_SETTINGS_BYTES} bytes; correct it")
-        self._keep(kept, content)
-        return content
+    def settings_of(self, name: str) -> SettingsFile | None:
+        content = self._small(name, SETTINGS)
+        return None if content is None else SettingsFile(content, self._small(name, SETTINGS_SIGNATURE))
 
     def stamp_of(self, name: str, version: str) -> str:
         if self._listed is None:
@@ -83,16 +80,25 @@ class Mirror:
             )
         return content
 
-    def fetch(self, name: str, version: str) -> Path:
+    def fetch(self, name: str, version: str) -> Lease:
         target = self._folder / name / version
-        try:
-            content = self._place.read(name, version, MANIFEST) or self.manifest_of(name, version)
-        except ArtifactError:
-            if target.is_dir():  # its hashes are looked at when it is loaded
-                return target
-            raise
-        self._fetch(name, version, content, target)
-        return target
+        while True:  # another server, with an older list, may remove a copy that nobody holds yet
+            try:
+                content = self._place.read(name, version, MANIFEST) or self.manifest_of(name, version)
+            except ArtifactError:
+                if held := lease.use(target):  # its hashes are looked at when it is loaded
+                    return held
+                raise
+            self._fetch(name, version, content, target)
+            if held := lease.use(target):
+                return held
+
+    def prune(self) -> None:
+        if self._listed is None:
+            return
+        for name, versions in list_versions(self._folder).items():
+            for version in set(versions) - set(self._listed.get(name, ())):
+                self._remove(self._folder / name / version)
 
     def _fetch(self, name: str, version: str, content: bytes, target: Path) -> None:
         place = f"{self._place.shown}/{name}/{version}"
@@ -107,10 +113,12 @@ class Mirror:
             if signature is not None:
                 (hidden / SIGNATURE).write_bytes(signature)
             self._check_signature(hidden, content, place)
-            if not self._is_there(target, manifest, content, signature):
-                self._fill(hidden, target, manifest, f"{name}/{version}")
-                _put(hidden, target)
-                self._checked[target] = folder_stamp(target)
+            target.parent.mkdir(exist_ok=True)
+            with lease.alone(target.parent):  # a server that wants the same waits, and finds it there
+                if not self._is_there(target, manifest, content, signature):
+                    self._fill(hidden, target, manifest, f"{name}/{version}")
+                    _put(hidden, target)
+                    self._checked[target] = folder_stamp(target)
         except OSError as error:
             raise ArtifactError(
                 f"{place} cannot be copied to {target}: {error}; make room, or set FATHOM_CACHE"
@@ -162,6 +170,17 @@ class Mirror:
         found = [version for version in self._place.folders(name) if self._place.has(name, version, MANIFEST)]
         return sorted(found, key=version_order)
 
+    def _small(self, name: str, file: str) -> bytes | None:
+        """The content of a small file of a model, from the copy while the place was not reached."""
+        kept = self._folder / name / file
+        if self._listed is None:
+            return _content(kept)
+        content = self._place.read(name, file)
+        if content is not None and len(content) > MAX_SETTINGS_BYTES:
+            raise ArtifactError(f"{name}/{file} has more than {MAX_SETTINGS_BYTES} bytes; correct it")
+        self._keep(kept, content)
+        return content
+
     def _keep(self, path: Path, content: bytes | None) -> None:
         """A small file in the copy, for when the place cannot be reached."""
         if _content(path) == content:
@@ -173,6 +192,15 @@ class Mirror:
         hidden = path.with_name(f".{path.name}-{uuid4().hex}")
         hidden.write_bytes(content)
         hidden.replace(path)
+
+    def _remove(self, copy: Path) -> None:
+        """Remove a copy unless somebody uses it: out of sight first, so that nobody finds half of it."""
+        if held := lease.seize(copy):
+            with held:
+                hidden = self._folder / f"{_HIDDEN}{copy.parent.name}-{copy.name}-{uuid4().hex}-gone"
+                copy.rename(hidden)
+            self._checked.pop(copy, None)
+            shutil.rmtree(hidden, ignore_errors=True)
 
     def _sweep(self) -> None:
         for left in self._folder.glob(f"{_HIDDEN}*"):

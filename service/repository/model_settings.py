@@ -17,7 +17,6 @@ from models.errors import ArtifactError
 from service.backends.open import BackendName
 from service.settings import Settings
 
-SETTINGS = "settings.json"
 # What a model may set for itself; bounds and meaning are those of the settings of the server.
 LIMITS = (
     "num_threads",

@@ -5,12 +5,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from models.artifact import SETTINGS
 from models.errors import ArtifactError, FathomError, InputError
 from service.api.predict import answer
 from service.api.schemas import PredictRequest
 from service.engine.engine import Engine
 from service.problems import malformed
-from service.repository.model_settings import SETTINGS
 
 
 async def rehearse(engine: Engine, requests: Sequence[dict[str, Any]]) -> None:

@@ -10,10 +10,12 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
+from models.artifact import SETTINGS
 from models.errors import ArtifactError, FathomError
+from models.signature import VerifySettings
 from service.repository.catalog import Catalog
 from service.repository.loader import FullError
-from service.repository.model_settings import SETTINGS, ModelSettings, parse_model_settings
+from service.repository.model_settings import ModelSettings, parse_model_settings
 from service.repository.shelf import Shelf
 from service.repository.slots import Entry, Key
 from service.repository.source import Source
@@ -24,8 +26,10 @@ _log = logging.getLogger("fathom.registry")
 class Reload:
     """Applies the repository to what is loaded, model by model."""
 
-    def __init__(self, catalog: Catalog, source: Source, shelf: Shelf) -> None:
-        self._catalog, self._source, self._shelf = catalog, source, shelf
+    def __init__(
+        self, catalog: Catalog, source: Source, shelf: Shelf, verify_settings: VerifySettings | None = None
+    ) -> None:
+        self._catalog, self._source, self._shelf, self._verify_settings = catalog, source, shelf, verify_settings
 
     async def model(self, name: str, is_retry: bool = False, is_urgent: bool = False) -> dict[Key, Exception]:
         """Bring one model to what the repository says, and return what is wrong, by version, the newest first.
@@ -52,12 +56,14 @@ class Reload:
     async def _read(self, name: str, on_disk: Sequence[str]) -> ModelSettings:
         place = f"{name}/{SETTINGS}"
         try:
-            content = await asyncio.to_thread(self._source.settings_of, name) if on_disk else None
+            found = await asyncio.to_thread(self._source.settings_of, name) if on_disk else None
         except OSError as error:
             raise ArtifactError(f"{place} cannot be read: {error.strerror or error}; correct or remove it") from error
-        if content is None:
+        if found is None:
             return ModelSettings()
-        settings = parse_model_settings(content, place)
+        if self._verify_settings:
+            self._verify_settings(name, found.content, found.signature)
+        settings = parse_model_settings(found.content, place)
         settings.check(place, on_disk)
         return settings
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from service.engine.engine import Engine
+from service.repository.lease import Lease
 
 State: TypeAlias = Literal["available", "loading", "ready", "unloading", "failed"]
 Key: TypeAlias = tuple[str, str]
@@ -17,11 +18,15 @@ Key: TypeAlias = tuple[str, str]
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """One loaded version. `num_bytes`: size of its backend's files; `stamp`: what it was loaded from, and how."""
+    """One loaded version. `num_bytes`: size of its backend's files; `stamp`: what it was loaded from, and how.
+
+    `lease` keeps its files where they are, for they may be mapped, and read again by ranks that are started anew.
+    """
 
     engine: Engine
     num_bytes: int
     stamp: str
+    lease: Lease | None = None
     is_bound: bool = False  # a model of this process, without files to come back from
     num_holders: int = 0
     is_let_go: bool = False

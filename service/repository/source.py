@@ -2,16 +2,26 @@
 
 import hashlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from models.artifact import MANIFEST, Verify, list_versions
+from models.artifact import MANIFEST, SETTINGS, Verify, list_versions
 from models.errors import ArtifactError
-from service.repository.model_settings import SETTINGS
+from models.signature import SETTINGS_SIGNATURE
+from service.repository.lease import Lease
 from service.settings import Settings
 
 # Far above any settings file, far below what would hurt.
 MAX_SETTINGS_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsFile:
+    """The bytes of a settings file, believed by nobody yet, and of the signature beside it."""
+
+    content: bytes
+    signature: bytes | None
 
 
 class Source(Protocol):
@@ -23,8 +33,8 @@ class Source(Protocol):
     def versions(self) -> dict[str, list[str]]:
         """The versions of each model, oldest first."""
 
-    def settings_of(self, name: str) -> bytes | None:
-        """The content of a model's settings file, if it has one. Raises OSError or ArtifactError."""
+    def settings_of(self, name: str) -> SettingsFile | None:
+        """A model's settings file, if it has one. Raises OSError or ArtifactError."""
 
     def stamp_of(self, name: str, version: str) -> str:
         """Changes when the files of a version do. Raises OSError or ArtifactError."""
@@ -32,8 +42,11 @@ class Source(Protocol):
     def manifest_of(self, name: str, version: str) -> bytes:
         """The content of a version's manifest, nothing else fetched. Raises OSError or ArtifactError."""
 
-    def fetch(self, name: str, version: str) -> Path:
-        """The folder of a version on this machine. Raises ArtifactError."""
+    def fetch(self, name: str, version: str) -> Lease:
+        """The folder of a version on this machine, there until it is let go. Raises ArtifactError."""
+
+    def prune(self) -> None:
+        """Remove copies of what the repository no longer has and nobody uses."""
 
 
 class Folder:
@@ -52,16 +65,9 @@ class Folder:
     def versions(self) -> dict[str, list[str]]:
         return list_versions(self.path)
 
-    def settings_of(self, name: str) -> bytes | None:
-        path = self.path / name / SETTINGS
-        if not os.path.lexists(path):
-            return None
-        self._check_inside(path)
-        with path.open("rb") as file:
-            content = file.read(MAX_SETTINGS_BYTES + 1)
-        if len(content) > MAX_SETTINGS_BYTES:
-            raise ArtifactError(f"{path} has more than {MAX_SETTINGS_BYTES} bytes; correct or remove it")
-        return content
+    def settings_of(self, name: str) -> SettingsFile | None:
+        content = self._small(self.path / name / SETTINGS)
+        return None if content is None else SettingsFile(content, self._small(self.path / name / SETTINGS_SIGNATURE))
 
     def stamp_of(self, name: str, version: str) -> str:
         (self.path / name / version / MANIFEST).stat()
@@ -70,10 +76,24 @@ class Folder:
     def manifest_of(self, name: str, version: str) -> bytes:
         return (self.path / name / version / MANIFEST).read_bytes()
 
-    def fetch(self, name: str, version: str) -> Path:
+    def fetch(self, name: str, version: str) -> Lease:
         directory = self.path / name / version
         self._check_inside(directory)
-        return directory
+        return Lease(directory)
+
+    def prune(self) -> None:
+        """There are no copies."""
+
+    def _small(self, path: Path) -> bytes | None:
+        """The content of a small file, None if there is none."""
+        if not os.path.lexists(path):
+            return None
+        self._check_inside(path)
+        with path.open("rb") as file:
+            content = file.read(MAX_SETTINGS_BYTES + 1)
+        if len(content) > MAX_SETTINGS_BYTES:
+            raise ArtifactError(f"{path} has more than {MAX_SETTINGS_BYTES} bytes; correct or remove it")
+        return content
 
     def _check_inside(self, path: Path) -> None:
         if not path.resolve().is_relative_to(self.path.resolve()):

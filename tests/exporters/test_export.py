@@ -37,6 +37,7 @@ def test_manifest_says_what_a_server_needs_of_a_language_model(exported_lm: Expo
         "tokenizer": "tokenizer.json",
         "chat_template": None,
         "special_tokens": {},
+        "sampling": None,
     }
     assert manifest.layers is not None
     assert manifest.layers.cost == (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 40,) * 3

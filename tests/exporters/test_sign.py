@@ -32,3 +32,17 @@ def test_signing_checks_the_files_first(tiny_repository: Path, tmp_path: Path, c
     failed = CliRunner().invoke(command, [str(version), "--key", str(key)])
     assert isinstance(failed.exception, ArtifactError)
     assert "head.onnx is not the exported file" in str(failed.exception)
+
+
+def test_settings_are_signed_when_they_are_named(tiny_repository: Path, tmp_path: Path, command: Any) -> None:
+    key = tmp_path / "key.pem"
+    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", str(key)], check=True, capture_output=True)
+    version = Path(shutil.copytree(tiny_repository / "tinymlp" / "1", tmp_path / "tinymlp" / "1"))
+    settings = tmp_path / "tinymlp" / "settings.json"
+    settings.write_text("{}")
+    alone = CliRunner().invoke(command, [str(version), "--key", str(key)])
+    assert f"{settings} is not signed; run: fathom sign {settings}" in alone.stderr
+    assert not settings.with_name("settings.sig").exists()
+    both = CliRunner().invoke(command, [str(version), str(settings), "--key", str(key)])
+    assert both.stdout.splitlines()[1] == f"{settings}: {settings.with_name('settings.sig')}"
+    assert settings.with_name("settings.sig").stat().st_size == 64

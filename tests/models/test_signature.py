@@ -7,7 +7,7 @@ import pytest
 
 from models.artifact import Form, Manifest, file_record, read_manifest
 from models.errors import ArtifactError
-from models.signature import SIGNATURE, sign, verifier
+from models.signature import SETTINGS_SIGNATURE, SIGNATURE, settings_verifier, sign, sign_settings, verifier
 
 
 def openssl(*arguments: object) -> None:
@@ -89,3 +89,30 @@ def test_bad_keys_are_refused_with_a_remedy(version: Path, keys: tuple[Path, Pat
             verifier(bad)
     with pytest.raises(ArtifactError, match="cannot be signed"):
         sign(tmp_path, private)
+
+
+def test_signed_settings_are_those_of_their_model_alone_and_openssl_agrees(
+    keys: tuple[Path, Path], tmp_path: Path
+) -> None:
+    private, public = keys
+    model, content = tmp_path / "mine", b'{"labels": {"stable": "1"}}'
+    model.mkdir()
+    (model / "settings.json").write_bytes(content)
+    path = sign_settings(model, private)
+    assert path == model / SETTINGS_SIGNATURE
+    verify, signature = settings_verifier(public), path.read_bytes()
+    verify("mine", content, signature)
+    for name, came, signed, words in (
+        ("mine", content, None, "mine/settings.json has no signature settings.sig .*fathom sign mine/settings.json"),
+        ("mine", content + b" ", signature, "not that of mine/settings.json by .*key.pub; .*fathom sign"),
+        ("mine", content, signature[:-1], "is not that of"),
+        ("mine", content, signature + b"\0", "is not that of"),
+        ("other", content, signature, "other/settings.sig is not that of other/settings.json"),
+    ):
+        with pytest.raises(ArtifactError, match=words):
+            verify(name, came, signed)
+    (tmp_path / "message").write_bytes(b"mine/settings.json\n" + content)
+    openssl("pkeyutl", "-sign", "-inkey", private, "-rawin", "-in", tmp_path / "message", "-out", path)
+    assert path.read_bytes() == signature
+    with pytest.raises(ArtifactError, match="cannot be signed"):
+        sign_settings(tmp_path, private)

@@ -62,7 +62,7 @@ def test_declared_outputs_spare_the_runs() -> None:
         (lambda x: x, {}, "no inputs were named"),
         (lambda x: x, {"x": "FP32"}, r"write a datatype and a shape, like \('FP32', \[-1, 3\]\)"),
         (lambda x: x, {"x": ("FP32", [0, 3])}, "write a datatype and a shape"),
-        (lambda x: x, {"x": ("FLOAT", [-1])}, "is of type FLOAT; served are tensors of BOOL, INT32"),
+        (lambda x: x, {"x": ("FLOAT", [-1])}, "is of type FLOAT; served are tensors of BOOL, UINT8"),
         (lambda x: x, {"x": ("FP32", [])}, "the first axis of every input and output must be the batch"),
         (lambda x: x.nothing, X, "does not run on zeros of x .*declare the outputs"),
         (lambda x: x.tolist(), X, "an output is of type list; return a numpy array"),

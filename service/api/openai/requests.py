@@ -21,6 +21,7 @@ def _only(*neutral: object) -> AfterValidator:
 
 
 _MAX_TOKENS = 1 << 20
+_THE_MODELS = "what the model brings (GET /models: sampling), else"
 PromptField: TypeAlias = Annotated[
     str | list[str] | list[int] | list[list[int]],
     or_say("a text, a list of texts, token ids, or a list of token-id lists"),
@@ -62,9 +63,9 @@ class GenerationRequest(OpenAIBody, ChainChoice):
     version: str | None = Field(
         None, description="of the model, or a label; without one the newest, or the split decides"
     )
-    temperature: Temperature = Field(1.0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0, description="0 keeps every token")
+    temperature: Temperature | None = Field(None, description=f"if left out, {_THE_MODELS} 1")
+    top_p: float | None = Field(None, gt=0, le=1, description=f"if left out, {_THE_MODELS} 1")
+    top_k: int | None = Field(None, ge=0, description=f"0 keeps every token; if left out, {_THE_MODELS} 0")
     n: int = Field(1, ge=1, le=128, description="choices per prompt")
     seed: int | None = Field(None, ge=0, lt=1 << 64, description="the same request with the same seed answers the same")
     stop: StopField | None = None
@@ -140,7 +141,7 @@ class ChatRequest(GenerationRequest):
     messages: list[Message] = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=1, le=_MAX_TOKENS, description="the older name of max_completion_tokens")
     max_completion_tokens: int | None = Field(
-        None, ge=1, le=_MAX_TOKENS, description="if left out, as many as the model has room for"
+        None, ge=1, le=_MAX_TOKENS, description="if left out, what the model brings, else as many as it has room for"
     )
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20, description="alternatives to report with each token")
@@ -167,9 +168,9 @@ class ChatRequest(GenerationRequest):
         return top
 
     @property
-    def limit(self) -> int:
-        """Tokens of one answer; far above what any model has room for if nothing was said."""
-        return self.max_completion_tokens or self.max_tokens or _MAX_TOKENS
+    def limit(self) -> int | None:
+        """Tokens of one answer, if anything was said of them."""
+        return self.max_completion_tokens or self.max_tokens
 
     @property
     def num_alternatives(self) -> int | None:

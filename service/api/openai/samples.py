@@ -4,13 +4,18 @@ import hashlib
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+from models.artifact import LanguageSpec
 from models.errors import InputError, LengthError
+from models.sampling import SamplingSpec
 from service.api.openai.requests import CompletionRequest, GenerationRequest, PromptField
 from service.engine.engine import FULL, ChainValue
 from service.engine.language import LanguageEngine
 from service.engine.sampling import Sampling
 from service.settings import Settings
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +52,14 @@ def samples_of(
     prompts: Sequence[str | Sequence[int]],
     chain: ChainValue,
     engine: LanguageEngine,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     logprobs: int | None,
 ) -> list[Sample]:
-    """Samples in order of their indices. Raises ChainError for chains that do not fit the model or the prompts."""
-    samplings = _samplings(body, max_new_tokens, logprobs)
+    """Samples in order of their indices; `max_new_tokens` None is the model's own limit.
+
+    Raises ChainError for chains that do not fit the model or the prompts.
+    """
+    samplings = _samplings(body, engine.language, max_new_tokens, logprobs)
     echoes = isinstance(body, CompletionRequest) and body.echo
     chains = engine.affordable_chains(chain, len(prompts))
     return [
@@ -67,24 +75,36 @@ def samples_of(
     ]
 
 
-def _samplings(body: GenerationRequest, max_new_tokens: int, logprobs: int | None) -> list[Sampling]:
-    """How each of `n` choices is drawn; without a seed by chance, as clients of this dialect expect."""
+def _samplings(
+    body: GenerationRequest, language: LanguageSpec, max_new_tokens: int | None, logprobs: int | None
+) -> list[Sampling]:
+    """How each of `n` choices is drawn; without a seed by chance, as clients of this dialect expect.
+
+    What the request leaves out is as the model's authors would have it, or else as this dialect has it.
+    """
+    own = language.sampling or SamplingSpec()
+    temperature = _first(body.temperature, own.temperature, 1.0)
     seed = body.seed
     if seed is None:
-        seed = secrets.randbits(64) if body.temperature else 0
+        seed = secrets.randbits(64) if temperature else 0
     stop = body.stop or ()
     return [
         Sampling(
-            max_new_tokens=max_new_tokens,
-            temperature=body.temperature,
-            top_k=body.top_k,
-            top_p=body.top_p,
+            max_new_tokens=_first(max_new_tokens, own.max_new_tokens, language.max_length),
+            temperature=temperature,
+            top_k=_first(body.top_k, own.top_k, 0),
+            top_p=_first(body.top_p, own.top_p, 1.0),
             seed=_seed(seed, choice),
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
             logprobs=logprobs,
         )
         for choice in range(body.n)
     ]
+
+
+def _first(asked: _T | None, own: _T | None, last: _T) -> _T:
+    """The first that says anything."""
+    return asked if asked is not None else own if own is not None else last
 
 
 def _seed(seed: int, choice: int) -> int:

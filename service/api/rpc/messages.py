@@ -8,6 +8,7 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 from pydantic import BaseModel, ValidationError
 
+from models.datatype import beyond
 from models.errors import InputError
 from service.api.rpc import open_inference_pb2 as pb
 from service.api.v2 import texts
@@ -24,6 +25,12 @@ _Parameters: TypeAlias = Mapping[str, pb.InferParameter]
 # Where the typed contents of a datatype lie. FP16 has none: it comes as raw bytes.
 _CONTENTS = {
     "BOOL": "bool_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
     "INT32": "int_contents",
     "INT64": "int64_contents",
     "FP32": "fp32_contents",
@@ -147,7 +154,10 @@ def _packed(one: pb.ModelInferRequest.InferInputTensor) -> bytes:
     values: Sequence[Any] = getattr(one.contents, name)
     if one.datatype == texts.INPUT.datatype:
         return texts.packed(values)
-    return np.array(values, WIRE[one.datatype]).tobytes()  # type: ignore[index]
+    wire = WIRE[one.datatype]  # type: ignore[index]
+    if wire.kind in "iu" and values and (said := beyond(min(values), max(values), one.datatype)):
+        raise InputError(f"input {one.name!r:.60} holds {said}; send numbers in that range")
+    return np.array(values, wire).tobytes()
 
 
 def _parameters(ran: Ran) -> dict[str, pb.InferParameter]:

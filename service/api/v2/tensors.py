@@ -8,7 +8,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from models.artifact import Datatype, TensorSpec
+from models.artifact import TensorSpec
+from models.datatype import DTYPES, Datatype
 from models.errors import InputError
 from service.api.v2.body import DOCUMENT_BYTES
 from service.api.v2.schemas import InferInput
@@ -19,14 +20,7 @@ Array: TypeAlias = NDArray[Any]
 # The data of one input: a share of the bytes that came, or a list from the document.
 Piece: TypeAlias = memoryview | list[Any]
 
-WIRE: dict[Datatype, np.dtype[Any]] = {
-    "BOOL": np.dtype("?"),
-    "INT32": np.dtype("<i4"),
-    "INT64": np.dtype("<i8"),
-    "FP16": np.dtype("<f2"),
-    "FP32": np.dtype("<f4"),
-    "FP64": np.dtype("<f8"),
-}
+WIRE: dict[Datatype, np.dtype[Any]] = {datatype: np.dtype(name).newbyteorder("<") for datatype, name in DTYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.artifact import Datatype, TensorSpec
+from models.artifact import TensorSpec
+from models.datatype import Datatype
 from models.errors import InputError
 from service.api.v2 import tensors
 from service.api.v2.schemas import InferInput

@@ -7,8 +7,9 @@ from contextlib import AbstractAsyncContextManager
 import numpy as np
 import pytest
 
-from models.artifact import Datatype, TensorSpec
+from models.artifact import TensorSpec
 from models.chain import Chain
+from models.datatype import Datatype
 from models.errors import ChainError, InputError
 from service.engine.engine import EngineLimits
 from service.engine.queue import Limits, QueueLimits

@@ -1,13 +1,18 @@
 """Repositories behind a URL, a real S3 (moto's server) and a plain web server: copies, and all that can go wrong."""
 
+import asyncio
+import errno
+import fcntl
 import functools
 import http.server
 import json
 import os
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +20,8 @@ import pytest
 
 from models.artifact import read_manifest
 from models.errors import ArtifactError, UnavailableError
-from models.signature import sign
+from models.signature import sign, sign_settings
+from service.repository import lease
 from service.repository.mirror import Mirror
 from service.repository.slots import Holding
 
@@ -252,12 +258,186 @@ async def test_models_without_room_are_not_fetched(
         assert sorted(path.name for path in tmp_path.glob("cache/*/*")) == ["a", "b"]
 
 
+def _copies(folder: Path) -> list[str]:
+    """The versions of `mine` in the cache."""
+    return sorted(path.parent.name for path in folder.glob("*/mine/*/manifest.json"))
+
+
+async def _settled(registry: Any) -> None:
+    """A reload, and another once what it let go is freed."""
+    await registry.reload()
+    while registry._shelf._leaving:
+        await asyncio.sleep(0.005)
+    await registry.reload()
+
+
+async def test_copies_of_what_is_gone_go_once_nobody_uses_them(
+    repository: Any, opened: Any, web: tuple[str, type[Quiet]], tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    for version in ("1", "2"):
+        repository.publish("mine", version)
+    repository.settings("mine", versions="all")
+    async with opened(repository=web[0], cache=cache, backend="onnx", prepack=False) as registry:
+        with Holding():
+            engine = await registry.get("mine", "1")  # somebody's request is under way
+            repository.remove("mine", "1")
+            await registry.reload()
+            await registry.reload()
+            assert registry._shelf._leaving
+            assert _copies(cache) == ["1", "2"]
+            await engine.infer([ROW], "full")
+        await _settled(registry)
+        assert _copies(cache) == ["2"]
+        assert not list(cache.glob("*/.fetch-*"))
+        repository.publish("mine", "1")
+        await registry.reload()  # it came back
+        assert _copies(cache) == ["1", "2"]
+        assert await answering(registry, version="1") == "1"
+        web[1].is_down = True
+        repository.remove("mine", "1")
+        with pytest.raises(ArtifactError):
+            await registry.reload()
+        assert _copies(cache) == ["1", "2"]  # who cannot look removes nothing
+    async with opened(repository=web[0], cache=cache) as registry:
+        assert await answering(registry, version="1") == "1"
+    web[1].is_down = False
+    async with opened(repository=web[0], cache=cache) as registry:  # a start looks, too
+        assert _copies(cache) == ["2"]
+        assert await answering(registry) == "2"
+
+
+async def test_versions_that_the_place_has_stay_though_nobody_loads_them(
+    repository: Any, opened: Any, web: tuple[str, type[Quiet]], tmp_path: Path
+) -> None:
+    repository.publish("mine", "1")
+    async with opened(repository=web[0], cache=tmp_path / "cache") as registry:
+        repository.publish("mine", "2")
+        await _settled(registry)
+        assert list(registry._catalog.entries) == [("mine", "2")]
+        assert _copies(tmp_path / "cache") == ["1", "2"]
+
+
+async def test_servers_that_share_a_cache_leave_each_other_what_they_use(
+    repository: Any, opened: Any, web: tuple[str, type[Quiet]], tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    for version in ("1", "2"):
+        repository.publish("mine", version)
+    repository.settings("mine", versions="all")
+    async with (
+        opened(repository=web[0], cache=cache, backend="onnx", prepack=False) as one,
+        opened(repository=web[0], cache=cache, backend="onnx", prepack=False) as other,
+    ):
+        repository.remove("mine", "1")
+        await _settled(one)
+        assert ("mine", "1") not in one.states()
+        assert _copies(cache) == ["1", "2"]
+        assert await answering(other, version="1") == "1"
+        await _settled(other)
+        assert _copies(cache) == ["2"]
+        assert [await answering(registry) for registry in (one, other)] == ["2", "2"]
+
+
+async def test_copy_that_another_server_removes_at_the_wrong_moment_is_fetched_again(
+    repository: Any, web: tuple[str, type[Quiet]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository.publish("mine", "1")
+    early, late = Mirror(web[0], tmp_path), Mirror(web[0], tmp_path)
+    early.refresh()
+    repository.publish("mine", "2")  # which the first has not seen
+    late.refresh()
+    use, pruned = lease.use, []
+
+    def prune_first(directory: Path) -> Any:
+        if not pruned:
+            pruned.append(directory)
+            early.prune()
+            assert not directory.exists()
+        return use(directory)
+
+    monkeypatch.setattr(lease, "use", prune_first)
+    with late.fetch("mine", "2") as held:
+        assert pruned == [held.directory]
+        early.prune()
+        assert hashed(held.directory) == hashed(repository.path / "mine" / "2")
+    early.prune()
+    assert not held.directory.exists()
+
+
+def test_copy_that_two_servers_want_at_once_is_fetched_once(
+    repository: Any, web: tuple[str, type[Quiet]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository.publish("mine", "1")
+    both, fill = threading.Barrier(2), Mirror._fill
+
+    def slowly(self: Mirror, *arguments: Any) -> None:
+        threading.Event().wait(0.2)
+        fill(self, *arguments)
+
+    monkeypatch.setattr(Mirror, "_fill", slowly)
+
+    def fetch(_: int) -> tuple[int, Any]:
+        mirror = Mirror(web[0], tmp_path)
+        mirror.refresh()
+        both.wait()
+        held = mirror.fetch("mine", "1")
+        return held.directory.stat().st_ino, held
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(fetch, range(2)))
+    assert {inode for inode, _ in found} == {(tmp_path / "mine" / "1").stat().st_ino}
+    assert web[1].asked.count("/mine/1/onnx/head.onnx") == 1
+    for _, held in found:
+        held.let_go()
+
+
+def test_process_that_dies_holds_nothing(tmp_path: Path) -> None:
+    program = (
+        f"from service.repository import lease; from pathlib import Path; held = lease.use(Path({str(tmp_path)!r}))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", f"{program}; print(1, flush=True); input()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"1\n"
+        assert lease.seize(tmp_path) is None
+        process.kill()
+        process.wait()
+    assert lease.seize(tmp_path) is not None
+
+
+def test_nothing_is_removed_where_folders_cannot_be_locked(
+    repository: Any, web: tuple[str, type[Quiet]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks here")
+
+    repository.publish("mine", "1")
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    mirror = Mirror(web[0], tmp_path)
+    mirror.refresh()
+    mirror.fetch("mine", "1").let_go()
+    repository.publish("mine", "2")
+    repository.remove("mine", "1")
+    mirror.refresh()
+    mirror.prune()
+    assert (tmp_path / "mine" / "1" / "manifest.json").is_file()
+
+
+def new_keys(folder: Path) -> tuple[Path, Path]:
+    private, public = folder / "key.pem", folder / "key.pub"
+    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", private], check=True, capture_output=True)
+    subprocess.run(["openssl", "pkey", "-in", private, "-pubout", "-out", public], check=True)
+    return private, public
+
+
 async def test_only_signed_versions_are_fetched(
     repository: Any, opened: Any, web: tuple[str, type[Quiet]], tmp_path: Path
 ) -> None:
-    private, public = tmp_path / "key.pem", tmp_path / "key.pub"
-    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", private], check=True, capture_output=True)
-    subprocess.run(["openssl", "pkey", "-in", private, "-pubout", "-out", public], check=True)
+    private, public = new_keys(tmp_path)
     sign(repository.publish("mine", "1"), private)
     repository.publish("mine", "2")
     async with opened(repository=web[0], cache=tmp_path / "cache", repository_key=public) as registry:
@@ -266,3 +446,87 @@ async def test_only_signed_versions_are_fetched(
         await registry.load("mine", "1")
         assert await answering(registry) == "1"
         assert [path.name for path in tmp_path.glob("cache/*/mine/*")] == ["1"]
+
+
+async def _follows_signed_settings_alone(
+    repository: Any, registry: Any, private: Path, reload: Callable[[], Any], put: Callable[[str], object]
+) -> None:
+    """Settings are changed without a signature, by somebody else's file, and rightly; `put` publishes a file."""
+
+    def told(**members: Any) -> None:
+        repository.settings("mine", **members)
+        put("mine/settings.json")
+
+    assert await answering(registry) == "1"
+    told(versions=["2"])  # as whoever can write there and has no key
+    await reload()
+    assert await answering(registry) == "1"
+    assert "mine/settings.sig is not that of mine/settings.json" in registry.states()["mine", "1"].reason
+    (repository.path / "other").mkdir()
+    (repository.path / "other" / "settings.json").write_text('{"versions": ["2"]}')
+    shutil.copy(sign_settings(repository.path / "other", private), repository.path / "mine" / "settings.sig")
+    put("mine/settings.sig")  # what was signed for another model
+    await reload()
+    assert await answering(registry) == "1"
+    sign_settings(repository.path / "mine", private)
+    put("mine/settings.sig")
+    await reload()
+    assert await answering(registry) == "2"
+    assert {entry.reason for entry in registry.states().values()} == {""}
+
+
+def _signed_to_begin_with(repository: Any, private: Path) -> None:
+    for version in ("1", "2"):
+        sign(repository.publish("mine", version), private)
+    repository.settings("mine", versions=["1"])
+    sign_settings(repository.path / "mine", private)
+
+
+@pytest.mark.parametrize("is_remote", [False, True], ids=["folder", "web"])
+async def test_settings_need_a_signature_where_there_is_a_key(
+    is_remote: bool, repository: Any, opened: Any, web: tuple[str, type[Quiet]], tmp_path: Path
+) -> None:
+    private, public = new_keys(tmp_path)
+    _signed_to_begin_with(repository, private)
+    place = {"repository": web[0], "cache": tmp_path / "cache"} if is_remote else {}
+    async with opened(**place, repository_key=public) as registry:
+        await _follows_signed_settings_alone(repository, registry, private, registry.reload, lambda path: None)
+        (repository.path / "mine" / "settings.sig").unlink()
+        await registry.reload()
+        assert await answering(registry) == "2"
+        assert "has no signature settings.sig" in registry.states()["mine", "2"].reason
+    async with opened(**place, repository_key=public) as registry:  # nothing that could be used, now or before
+        assert registry.states()["mine", "2"].state == "failed"
+        with pytest.raises(UnavailableError, match=r"fathom sign mine/settings.json --key"):
+            await answering(registry)
+    async with opened(**place) as registry:  # without a key nobody asks
+        assert await answering(registry) == "2"
+
+
+async def test_settings_of_a_bucket_need_a_signature(repository: Any, opened: Any, s3: Any, tmp_path: Path) -> None:
+    def put(path: str) -> None:
+        s3.upload_file(str(repository.path / path), "models", f"signed/{path}")
+
+    private, public = new_keys(tmp_path)
+    _signed_to_begin_with(repository, private)
+    upload(s3, repository.path, "signed")
+    async with opened(repository="s3://models/signed", cache=tmp_path / "cache", repository_key=public) as registry:
+        await _follows_signed_settings_alone(repository, registry, private, registry.reload, put)
+
+
+async def test_copied_settings_are_not_believed_without_their_signature(
+    repository: Any, opened: Any, web: tuple[str, type[Quiet]], tmp_path: Path
+) -> None:
+    private, public = new_keys(tmp_path)
+    _signed_to_begin_with(repository, private)
+    place: dict[str, Any] = {"repository": web[0], "cache": tmp_path / "cache", "repository_key": public}
+    async with opened(**place) as registry:
+        assert await answering(registry) == "1"
+    web[1].is_down = True
+    async with opened(**place) as registry:
+        assert await answering(registry) == "1"
+    (kept,) = tmp_path.glob("cache/*/mine/settings.json")
+    kept.write_text('{"versions": ["2"]}')
+    async with opened(**place) as registry:
+        with pytest.raises(UnavailableError, match=r"mine/settings\.sig is not that of"):
+            await answering(registry)
