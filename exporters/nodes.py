@@ -1,4 +1,4 @@
-"""Pieces of ONNX graphs: parts bound to names of a larger one, constants, ports. Knows names and nodes, and no torch."""
+"""Pieces of ONNX graphs: parts under names of a larger one, constants, ports. Knows names and nodes, no torch."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
