@@ -16,7 +16,7 @@ from models import catalogue
 from models.artifact import Format
 from models.chain import Chain
 from models.layered import LayeredModel
-from models.recurrent.gla import GLA, GLAConfig
+from models.recurrent.diagonal import Diagonal, DiagonalConfig
 from tests.contracts import classifiers, decoders, encoders
 
 Array = np.ndarray[Any, Any]
@@ -125,7 +125,7 @@ def _sentences(folder: Path) -> Path:
 def _recurrent(folder: Path) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = GLA(GLAConfig(vocab_size=7, num_classes=4, hidden_size=16, num_heads=2, num_layers=2, max_chunk=16))
+        model = Diagonal(DiagonalConfig(vocab_size=7, num_classes=4, hidden_size=16, num_layers=2))
     return _returned(folder, catalogue.save(model, folder))
 
 
