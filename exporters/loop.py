@@ -62,9 +62,9 @@ def _by_visit(port: Port) -> Port:
 
 
 def _body(
-    whole: onnx.GraphProto, parts: Parts, layers: Sequence[onnx.GraphProto], beside: list[str]
+    whole: onnx.GraphProto, parts: Parts, layers: Sequence[onnx.GraphProto], unchanging: list[str]
 ) -> onnx.GraphProto:
-    """One visit: the stream, the layer and what is kept of it to the stream and what is kept then."""
+    """One visit: stream, layer and what is kept of it, to the stream and what is kept then; `unchanging` is outside."""
     first = parts.layers[0]
     stream, *past = (_inside(port) for port in (first.inputs[0], *_last(first.inputs, parts.num_kept)))
     outputs = tuple(map(_inside, first.outputs))
@@ -75,7 +75,7 @@ def _body(
     places = {layer: place for kind in kinds for place, layer in enumerate(kind.layers)}
     listed = constant(whole, "visit/places", [places[layer] for layer in range(len(layers))])
     body.node.append(helper.make_node("Gather", [listed, _LAYER.name], [_PLACE]))
-    _choose(whole, body, kinds, [stream.name, *beside, *(port.name for port in past)], outputs)
+    _choose(whole, body, kinds, [stream.name, *unchanging, *(port.name for port in past)], outputs)
     return body
 
 
