@@ -11,8 +11,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from exporters.nodes import append, beside, bound, constant, count_columns, model_of, value_info
+from exporters.nodes import beside, constant, count_columns, value_info
 from exporters.parts import Parts, Port
+from models.graph import append, as_model
 
 CHAIN = Port("chain", ("visits",), "INT64")
 # Inside the loop: the layer of a visit, and its place among the layers of its kind.
@@ -54,7 +55,7 @@ def loop(parts: Parts, models: Sequence[onnx.ModelProto]) -> onnx.ModelProto:
     plain = parts.whole.inputs[: len(parts.whole.inputs) - len(past)]
     whole.input.extend(value_info(port) for port in (*plain, *past, CHAIN))
     whole.output.extend(value_info(port) for port in (parts.whole.outputs[0], *new))
-    return model_of(whole, models[0])
+    return as_model(whole, models[0])
 
 
 def _by_visit(port: Port) -> Port:
@@ -122,7 +123,7 @@ def _choose(
 
 def _run(whole: onnx.GraphProto, graph: onnx.GraphProto, kind: _Kind, inputs: list[str], outputs: list[str]) -> None:
     """Add the nodes of a kind, its weights in `whole`: what its layers have in common once, all else as stacks."""
-    layer, *others = (bound(one, kind.name, inputs, outputs) for one in kind.graphs)
+    layer, *others = (_named(one, kind.name, inputs, outputs) for one in kind.graphs)
     stored = [{one.name: numpy_helper.to_array(one) for one in other.initializer} for other in others]
     for first in layer.initializer:
         arrays = [numpy_helper.to_array(first), *(one[first.name] for one in stored)]
@@ -133,3 +134,9 @@ def _run(whole: onnx.GraphProto, graph: onnx.GraphProto, kind: _Kind, inputs: li
         whole.initializer.append(numpy_helper.from_array(np.stack(arrays), stack))
         graph.node.append(helper.make_node("Gather", [stack, _PLACE], [first.name]))
     graph.node.extend(layer.node)
+
+
+def _named(layer: onnx.GraphProto, name: str, inputs: list[str], outputs: list[str]) -> onnx.GraphProto:
+    named = onnx.GraphProto()
+    append(named, layer, name, inputs, outputs)
+    return named
