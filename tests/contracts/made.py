@@ -56,7 +56,7 @@ class Made:
         group = group_of(format)
         if group not in self.exported:
             repository = self.folder / group[0]
-            self.exported[group] = export_checkpoint(self.checkpoint, repository, group, name="all", allow_loss=True)
+            self.exported[group] = export_checkpoint(self.checkpoint, repository, group, name="all")
         return self.exported[group]
 
     def ask(self, format: Format, rows: Sequence[int], chain: Chain) -> list[Any]:
