@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 from torch._inductor import aoti_compile_and_package, aoti_load_package
+from torch._inductor.cpp_builder import get_cpp_compiler
+from torch._inductor.exc import InvalidCxxCompiler
 
 from exporters import pt2
 from exporters.parts import Part, Parts, Run, Runs, Tensors, as_tuple
@@ -18,11 +20,23 @@ SUFFIX = ".pt2"
 
 
 def write(parts: Parts, folder: Path) -> Iterator[str]:
-    """Write every part and the whole into `folder`, yielding each file's name. Raises ArtifactError naming the part."""
+    """Write every part and the whole into `folder`, yielding each file's name. Raises ArtifactError naming the part.
+
+    Also if there is no compiler.
+    """
+    compiler()
     for part in parts:
         name = f"{part.name}{SUFFIX}"
         _compile(part, folder / name)
         yield name
+
+
+def compiler() -> str:
+    """The command of the C++ compiler that machine code is made with. Raises ArtifactError if there is none."""
+    try:
+        return get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise ArtifactError("there is no C++ compiler; install g++, or name another in CXX") from error
 
 
 def load(folder: Path, num_layers: int) -> Runs:
@@ -41,7 +55,7 @@ def _compile(part: Part, path: Path) -> None:
             aoti_compile_and_package(program, package_path=str(path))
     except Exception as error:  # the compiler's errors share no class
         reason = str(error).strip().splitlines()[0]
-        raise ArtifactError(f"{part.name} cannot be compiled: {reason}; is there a C++ compiler?") from error
+        raise ArtifactError(f"{part.name} cannot be compiled: {reason}") from error
 
 
 def _open(path: Path) -> Run:

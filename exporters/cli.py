@@ -161,6 +161,8 @@ def _list(model: str, as_json: bool) -> None:
         typer.echo(f"  {format:<12} yes  {size}, differs from eager torch by at most {tried.max_abs:.1e}")
     for format, reason in found.refused.items():
         typer.echo(f"  {format:<12} no   {reason}")
+    for format, remark in found.untried.items():
+        typer.echo(f"  {format:<12} ?    {remark}")
 
 
 @contextmanager

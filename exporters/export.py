@@ -5,7 +5,6 @@ Knows what the manifest says of a model; knows neither how its formats are writt
 
 import hashlib
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -13,20 +12,19 @@ from types import MappingProxyType
 from typing import Any, get_args
 
 import models
-from exporters import generation, quantized
-from exporters.describe_encoder import TOKENIZER, encoder_spec
+from exporters import quantized
+from exporters.describe_encoder import encoder_spec
+from exporters.describe_language import language_spec
 from exporters.forms import LOSSY, Report, write_forms
 from exporters.heldout import MAX_LOSS, read_heldout
 from exporters.parts import Part, Parts, row_cost, step_cost, visit_cost
 from exporters.publish import Exported, file_records, new_version
 from exporters.split import split
-from models.artifact import Form, Format, LanguageSpec, LayersSpec, Manifest, file_record
+from models.artifact import Form, Format, LayersSpec, Manifest, file_record
 from models.checkpoint import load_checkpoint, read_raw
 from models.errors import ArtifactError, InputError, UnknownModelError
 from models.layered import LayeredModel
-from models.lm.chat import TEMPLATE, ChatTemplate, find_template, special_tokens
 from models.lm.model import LanguageModel
-from models.lm.tokenizer import Tokenizer
 from models.lm.wrapping import OURS
 from models.shards import Shards
 from models.vision import pixels
@@ -66,9 +64,9 @@ def export_checkpoint(
         _refuse_untrained(model, checkpoint)
     parts = split(model)
     with new_version(repository, name, version, overwrite) as folder:
-        language, encoder = _language(model, checkpoint, folder), encoder_spec(model, checkpoint, folder)
+        language, encoder = language_spec(model, checkpoint, folder), encoder_spec(model, checkpoint, folder)
         is_lossy = any(format in LOSSY for format in formats)
-        heldout = read_heldout(checkpoint, parts, language) if is_lossy else None
+        heldout = read_heldout(checkpoint, model, parts) if is_lossy else None
         bound = 1.0 if allow_loss else MAX_LOSS
         forms, refused = write_forms(parts, checkpoint, folder, formats, report, heldout, bound)
         if not forms:
@@ -148,43 +146,6 @@ def _classes(model: LayeredModel, checkpoint: Path) -> dict[str, Any]:
     if found and len(found) != model.num_classes:
         raise ArtifactError(f"{checkpoint} names {len(found)} classes and its classifier has {model.num_classes}")
     return {"image": pixels.image_spec(checkpoint, raw), "classes": found}
-
-
-def _language(model: LayeredModel, checkpoint: Path, folder: Path) -> LanguageSpec | None:
-    """What a server needs of a language model; copies its tokenizer and chat template."""
-    if not isinstance(model, LanguageModel):
-        return None
-    _check_tokenizer(checkpoint, model.config.vocab_size)
-    shutil.copyfile(checkpoint / TOKENIZER, folder / TOKENIZER)
-    config, template = model.config, find_template(checkpoint)
-    if template is not None:
-        ChatTemplate(template, {})
-        (folder / TEMPLATE).write_text(template)
-    return LanguageSpec(
-        vocab_size=config.vocab_size,
-        max_length=config.max_length,
-        num_kv_heads=config.num_key_value_heads,
-        head_size=config.head_size,
-        eos_token_ids=generation.end_token_ids(checkpoint, config.eos_token_id),
-        tokenizer=TOKENIZER,
-        chat_template=None if template is None else TEMPLATE,
-        special_tokens=special_tokens(checkpoint),
-        sampling=generation.sampling_spec(checkpoint),
-    )
-
-
-def _check_tokenizer(checkpoint: Path, vocab_size: int) -> None:
-    """Raises ArtifactError if there is none, or if it is another model's. Models may have room for more tokens."""
-    if not (checkpoint / TOKENIZER).is_file():
-        raise ArtifactError(
-            f"{checkpoint} has no {TOKENIZER}; save it with transformers' fast tokenizer (save_pretrained writes it)"
-        )
-    last = Tokenizer(checkpoint / TOKENIZER).last_token_id
-    if last >= vocab_size:
-        raise ArtifactError(
-            f"{checkpoint / TOKENIZER} has a token {last} and config.json says vocab_size = {vocab_size}; "
-            "it is another model's tokenizer"
-        )
 
 
 def _whereabouts(model: LayeredModel) -> dict[str, str]:

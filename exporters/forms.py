@@ -24,7 +24,6 @@ _WRITERS: Mapping[Format, Callable[[Parts, Path], Iterator[str]]] = {
     "torchscript": torchscript.write,
     "pt2": pt2.write,
     "aoti": aoti.write,
-    "onnx-scan": scan.write,
 }
 # Forms of fewer bits, and how far final outputs may be from eager torch's, as a part of the largest of them. Beyond,
 # something is broken; whether the answers are still good is what `exporters.heldout` measures.
@@ -90,6 +89,8 @@ def _write_form(format: Format, parts: Parts, checkpoint: Path, folder: Path) ->
     folder.mkdir()
     if format in precision.BITS:
         return precision.write(parts, folder.parent / "onnx", folder, format)
+    if format == "onnx-scan":
+        return scan.write(parts, folder.parent / "onnx", folder)
     if format in quantized.BITS:
         return quantized.write(parts, folder, format)
     if format == "safetensors":

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx
@@ -37,29 +38,36 @@ def write(parts: Parts, folder: Path) -> Iterator[str]:
     """Write every part and the whole into `folder`, yielding each file's name. Raises ArtifactError naming the part."""
     if not parts.layers:
         graph = _finish(parts.whole, _convert_newest((parts.whole,))[0])
-        yield save(graph, folder / _file(parts.whole))
+        yield save(graph, folder / file(parts.whole))
         return
     # All three at one opset.
     embed, first, head = _convert_newest((parts.embed, parts.layers[0], parts.head))
     opset = first.opset_import[0].version
     graphs = [_finish(parts.embed, embed)]
-    yield save(graphs[-1], folder / _file(parts.embed))
+    yield save(graphs[-1], folder / file(parts.embed))
     converted = [(parts.layers[0], first)]
     for part in parts.layers:
         graphs.append(_layer_graph(part, converted, opset))
-        yield save(graphs[-1], folder / _file(part))
+        yield save(graphs[-1], folder / file(part))
     graphs.append(_finish(parts.head, head))
-    yield save(graphs[-1], folder / _file(parts.head))
-    yield save(join(parts, graphs), folder / _file(parts.whole))
-    onnx.checker.check_model(folder / _file(parts.whole))
+    yield save(graphs[-1], folder / file(parts.head))
+    yield save(join(parts, graphs), folder / file(parts.whole))
+    onnx.checker.check_model(folder / file(parts.whole))
 
 
-def convert(part: Part) -> onnx.ModelProto:
-    """One module as one graph, at the newest opset that has it. Raises ArtifactError naming the part."""
-    try:
-        return _finish(part, _convert(part, OPSETS[0]))
-    except OnnxExporterError:
-        return _finish(part, _convert_or_refuse(part, OPSETS[1]))
+@contextmanager
+def written(parts: Parts, folder: Path) -> Iterator[Path]:
+    """Where the files are: in `folder`, or where there is none written anew for as long as they are looked at.
+
+    Raises ArtifactError as `write` does.
+    """
+    if folder.is_dir():
+        yield folder
+        return
+    with TemporaryDirectory() as fresh:
+        for _ in write(parts, Path(fresh)):
+            pass
+        yield Path(fresh)
 
 
 def load(folder: Path, num_layers: int) -> Runs:
@@ -180,7 +188,8 @@ def save(graph: onnx.ModelProto, path: Path) -> str:
     return path.name
 
 
-def _file(part: Part) -> str:
+def file(part: Part) -> str:
+    """The name of a part's file."""
     return f"{part.name}{SUFFIX}"
 
 

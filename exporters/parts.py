@@ -82,6 +82,11 @@ class Parts:
         """How many tensors a visit takes and gives last: keys and values, or a state. The whole has them stacked."""
         return len(self.whole.outputs) - 1
 
+    @property
+    def kept(self) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+        """These tensors as the whole takes them in, and as it gives them out."""
+        return self.whole.inputs[len(self.whole.inputs) - self.num_kept :], self.whole.outputs[1:]
+
     def __iter__(self) -> Iterator[Part]:
         yield from (self.embed, *self.layers, self.head, self.whole) if self.layers else (self.whole,)
 

@@ -1,6 +1,6 @@
 """What a model can become, and why not: every format tried on its first layer, nothing kept.
 
-But for machine code, which takes as long as an export of that one layer and needs what `pt2` needs.
+But for machine code, which takes half a minute: it is made of what `pt2` stores, by a compiler that is there or not.
 """
 
 from collections.abc import Mapping
@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from exporters.aoti import compiler
 from exporters.export import FORMATS
 from exporters.forms import Report, write_forms
 from exporters.split import split
 from models.artifact import Format
 from models.checkpoint import load_checkpoint
+from models.errors import ArtifactError
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +28,16 @@ class Tried:
 
 @dataclass(frozen=True, slots=True)
 class Possible:
-    """What came of a model; no layers in a network that is served whole."""
+    """What came of a model, and what there is to say of formats that were not tried.
+
+    No layers in a network that is served whole.
+    """
 
     kind: str
     num_layers: int
     written: Mapping[Format, Tried]
     refused: Mapping[Format, str]
+    untried: Mapping[Format, str]
 
 
 def try_formats(checkpoint: Path, report: Report = lambda what, done, total: None) -> Possible:
@@ -53,4 +59,16 @@ def try_formats(checkpoint: Path, report: Report = lambda what, done, total: Non
             )
             for format, form in forms.items()
         }
-    return Possible(model.kind, num_layers, written, refused)
+    untried: dict[Format, str] = {}
+    try:
+        untried["aoti"] = _compilable(refused)
+    except ArtifactError as error:
+        refused["aoti"] = str(error)
+    return Possible(model.kind, num_layers, written, refused, untried)
+
+
+def _compilable(refused: Mapping[Format, str]) -> str:
+    """What speaks for machine code. Raises ArtifactError saying what speaks against it."""
+    if "pt2" in refused:
+        raise ArtifactError(refused["pt2"])
+    return f"not tried, as it takes half a minute; pt2, of which it is made, can be written and {compiler()} is there"

@@ -11,7 +11,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import onnx
 from onnx import helper, numpy_helper
@@ -32,19 +31,13 @@ def write(parts: Parts, source: Path, folder: Path, format: Format) -> Iterator[
 
     Raises ArtifactError if there is nothing to convert.
     """
-    if not source.is_dir():
-        with TemporaryDirectory() as plain:
-            for _ in plain_onnx.write(parts, Path(plain)):
-                pass
-            yield from write(parts, Path(plain), folder, format)
-        return
     num_converted = 0
-    for part in parts:
-        name = f"{part.name}{plain_onnx.SUFFIX}"
-        graph = onnx.load(source / name)
-        converted = _CONVERTERS[format](graph)
-        num_converted += converted != graph
-        yield plain_onnx.save(converted, folder / name)
+    with plain_onnx.written(parts, source) as written:
+        for part in parts:
+            graph = onnx.load(written / plain_onnx.file(part))
+            converted = _CONVERTERS[format](graph)
+            num_converted += converted != graph
+            yield plain_onnx.save(converted, folder / plain_onnx.file(part))
     if not num_converted:
         raise ArtifactError(f"no part has a matrix that {format} could hold in {BITS[format]} bits")
 

@@ -44,11 +44,7 @@ def write(parts: Parts, folder: Path, format: Format) -> Iterator[str]:
     bits = BITS[format]
     if not any(True for _ in _linears(parts.whole.module, bits)):
         raise ArtifactError(f"no part has a linear layer whose weights {format} could hold in {bits} bits")
-    for part in parts:
-        name = f"{part.name}{pt2.SUFFIX}"
-        with pt2.quiet():
-            pt2.save(pt2.program(_rounded(part, bits)), folder / name)
-        yield name
+    yield from pt2.write((_rounded(part, bits) for part in parts), folder)
 
 
 def _rounded(part: Part, bits: int) -> Part:

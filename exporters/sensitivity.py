@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from exporters.passes.samples import HELDOUT, Sample, read_samples
+from exporters.samples import HELDOUT, Sample, read_samples
 from models.checkpoint import load_checkpoint
 from models.errors import InputError
 from models.lm.model import LanguageModel

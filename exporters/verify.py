@@ -121,7 +121,7 @@ def _measure(runs: Runs, parts: Parts, case: Case, tolerance: float, is_relative
         except Exception as error:  # runtimes share no error class
             raise ArtifactError(f"{name} does not run at batch {case.batch}, length {case.length}: {error}") from error
         final = name in (parts.head.name, parts.whole.name)
-        difference = _compare(name, case, got, wanted, tolerance, final and not is_relative)
+        difference = compare(name, case, got, wanted, tolerance, final and not is_relative)
         largest = max(largest, difference if final else 0.0)
     return largest
 
@@ -143,7 +143,7 @@ def _passes(runs: Runs, parts: Parts, case: Case) -> Iterator[tuple[str, Tensors
         yield parts.whole.name, runs.whole(*case.whole)
 
 
-def _compare(name: str, case: Case, got: Tensors, wanted: Tensors, tolerance: float, is_absolute: bool) -> float:
+def compare(name: str, case: Case, got: Tensors, wanted: Tensors, tolerance: float, is_absolute: bool) -> float:
     """Largest difference of the first output; raises ArtifactError for any output that is too far off."""
     shapes = [(tuple(tensor.shape), tensor.dtype) for tensor in got]
     wanted_shapes = [(tuple(tensor.shape), tensor.dtype) for tensor in wanted]

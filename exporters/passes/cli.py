@@ -22,7 +22,7 @@ def drop(
     """Write a checkpoint without some of its layers, or without the attention or the MLP of some."""
     from exporters.export import find_checkpoint
     from exporters.passes import drop as passes
-    from exporters.passes.samples import HELDOUT
+    from exporters.samples import HELDOUT
     from models.chain import Chain
     from models.errors import InputError
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from exporters.passes.influence import Unit, influence
 from exporters.passes.rewrite import read_tensors, rewrite
-from exporters.passes.samples import read_samples
+from exporters.samples import read_samples
 from models.checkpoint import load_checkpoint, read_raw
 from models.errors import InputError
 from models.layered import LayeredModel

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from exporters.passes.samples import Sample
+from exporters.samples import Sample
 from models.errors import InputError
 from models.layered import LayeredModel
 from models.lm.block import DesyncLayer, Layer

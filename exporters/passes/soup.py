@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from exporters.passes.rewrite import read_tensors, rewrite
-from exporters.passes.samples import Sample, accuracy, read_samples
+from exporters.samples import Sample, accuracy, read_samples
 from models.checkpoint import load_checkpoint, read_raw
 from models.errors import InputError
 from models.layered import LayeredModel

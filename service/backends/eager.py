@@ -7,7 +7,8 @@ import torch
 from models.artifact import Form
 from models.checkpoint import load_checkpoint
 from models.errors import ArtifactError, BackendError
-from service.backends.parts import Parts
+from models.layered import LayeredModel, Whole
+from service.backends.parts import Parts, unchanged
 from service.backends.torch_arrays import Opened, TorchArrays, module_part
 
 
@@ -21,6 +22,12 @@ def open_eager(directory: Path, form: Form, device: torch.device, dtype: torch.d
         model = load_checkpoint((directory / form.whole).parent, dtype).to(device)
     except ArtifactError as error:
         raise BackendError(f"{form.whole} does not load in torch: {error}") from error
+    return Opened(_parts(model), TorchArrays(device, next(model.parameters()).dtype))
+
+
+def _parts(model: LayeredModel) -> Parts:
+    """Those of a stack; of a network that is none, the whole."""
+    if isinstance(model, Whole):
+        return Parts(unchanged, (), module_part(model))
     layers = tuple(module_part(layer) for layer in model.layers)
-    parts = Parts(module_part(model.embed), layers, module_part(model.head))
-    return Opened(parts, TorchArrays(device, next(model.parameters()).dtype))
+    return Parts(module_part(model.embed), layers, module_part(model.head))

@@ -17,8 +17,11 @@ from service.backends.torch_arrays import TorchArrays, module_part
 
 
 def layers_of(module: nn.Module) -> LayersSpec | None:
-    """The stack of a layered model, a visit's cost counted in weights. Raises InputError for a language model."""
-    if not isinstance(module, LayeredModel):
+    """The stack of a layered model, if there is one, a visit's cost counted in weights.
+
+    Raises InputError for a language model.
+    """
+    if not isinstance(module, LayeredModel) or not module.layers:
         return None
     if module.kind not in ("tensor", "sequence"):
         raise InputError(f"{type(module).__name__} is a language model; export it with 'fathom export' and serve that")

@@ -11,15 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from exporters import scan
 from exporters.export import export_checkpoint
-from exporters.split import split
 from models.artifact import read_manifest
 from models.chain import Chain
 from models.checkpoint import load_checkpoint
 from models.encoders.model import EncoderModel
 from models.encoders.tokenizer import EncoderTokenizer
-from models.errors import ArtifactError
 from service.backends.open import BackendName, open_backend
 from service.backends.protocol import Array
 from service.engine.encoder import Encoded, EncoderEngine
@@ -167,9 +164,3 @@ def test_cost_of_a_visit_is_that_of_one_token(repository: Path) -> None:
     layers = read_manifest(repository / "sentences" / "1").layers
     assert layers is not None
     assert layers.cost == (4 * 32 * 32 + 2 * 32 * 48,) * 3
-
-
-def test_one_graph_for_any_chain_is_refused(repository: Path, tmp_path: Path) -> None:
-    parts = split(load_checkpoint(repository / "sentences" / "1" / "safetensors"))
-    with pytest.raises(ArtifactError, match="encoder"):
-        list(scan.write(parts, tmp_path))

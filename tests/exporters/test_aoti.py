@@ -2,17 +2,21 @@
 
 from dataclasses import replace
 from pathlib import Path
+from time import sleep
 
 import numpy as np
 import pytest
 import torch
+from fastapi.testclient import TestClient
 
 from exporters.export import export_checkpoint
 from models import catalogue
 from models.checkpoint import load_checkpoint
 from models.errors import BackendError
 from models.mixers.residual_mlp import ResidualMLP
+from service.app import create_app
 from service.backends.open import open_backend
+from service.settings import Settings
 from tests.exporters.conftest import MLP
 
 
@@ -35,6 +39,14 @@ def test_compiled_parts_answer_as_eager_torch_does(tmp_path: Path) -> None:
         wanted = model.head(hidden).numpy()
     assert np.abs(backend.head(carry)["logits"] - wanted).max() <= 1e-5
     backend.close()
+
+    settings = Settings(repository=tmp_path / "repository", backend="aoti")
+    with TestClient(create_app(settings)) as client:
+        while client.get("/health/ready").status_code != 200:
+            sleep(0.01)
+        answer = client.post("/predict", json={"model": "one", "inputs": turned.tolist(), "chain": [0, 0, 0]}).json()
+    served = np.array([output["outputs"]["logits"] for output in answer["outputs"]])
+    assert np.abs(served - wanted).max() <= 1e-5
 
     with pytest.raises(BackendError, match="use device cpu"):
         open_backend(exported.manifest, exported.directory, "aoti", device="cuda")

@@ -17,7 +17,7 @@ from exporters.convert import convert
 from exporters.export import export_checkpoint, find_checkpoint
 from exporters.passes.drop import choose, drop
 from exporters.passes.influence import influence
-from exporters.passes.samples import Sample
+from exporters.samples import Sample
 from exporters.sensitivity import sensitivity
 from models.chain import Chain
 from models.checkpoint import load_checkpoint, read_raw

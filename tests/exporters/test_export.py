@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from exporters import export as exporting
 from exporters import onnx as onnx_form
+from exporters import pt2
 from exporters.export import export_checkpoint, find_checkpoint, parse_formats
+from exporters.parts import Part
 from exporters.publish import Exported
 from models.artifact import list_versions, read_manifest
 from models.checkpoint import load_checkpoint
@@ -198,7 +200,22 @@ def test_layers_that_differ_in_more_than_weights_are_converted_by_themselves(
     model = load_checkpoint(mlp_checkpoint)
     model.layers[2].get_submodule("norm").eps = 0.5  # type: ignore[assignment]
     sabotage(monkeypatch, model, Scaled().eval())
-    assert not export_checkpoint(mlp_checkpoint, tmp_path, ("onnx",)).refused
+    assert not export_checkpoint(mlp_checkpoint, tmp_path, ("onnx", "onnx-scan", "pt2")).refused
+
+
+def test_layers_of_one_shape_are_traced_once(
+    mlp_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traced: list[str] = []
+
+    def program(part: Part) -> torch.export.ExportedProgram:
+        traced.append(part.name)
+        return plain(part)
+
+    plain = pt2.program
+    monkeypatch.setattr(pt2, "program", program)
+    assert not export_checkpoint(mlp_checkpoint, tmp_path, ("pt2",)).refused
+    assert traced == ["embed", "layer_000", "head", "whole"]
 
 
 def test_older_opset_is_taken_where_the_newest_fails(

@@ -15,8 +15,8 @@ from exporters.passes import cli
 from exporters.passes.drop import choose, drop
 from exporters.passes.influence import influence
 from exporters.passes.low_rank import low_rank
-from exporters.passes.samples import Sample, accuracy, read_samples
 from exporters.passes.soup import greedy, uniform
+from exporters.samples import Sample, accuracy, read_samples
 from models import catalogue
 from models.chain import Chain
 from models.checkpoint import load_checkpoint

@@ -15,11 +15,12 @@ from exporters import onnx as onnx_form
 from exporters.export import export_checkpoint
 from exporters.heldout import read_heldout
 from exporters.publish import Exported
+from exporters.samples import accuracy
 from exporters.split import split
 from models.artifact import Format, read_manifest
 from models.chain import Chain
 from models.checkpoint import load_checkpoint
-from models.errors import ArtifactError
+from models.errors import ArtifactError, InputError
 from service.backends.open import open_backend
 from service.backends.protocol import Rows
 
@@ -156,30 +157,39 @@ def test_form_that_is_broken_is_refused_however_much_may_be_lost(
 
 def test_greedy_answers_are_counted_with_their_end(lm_checkpoint: Path, tmp_path: Path) -> None:
     directory = shutil.copytree(lm_checkpoint, tmp_path / "lm")
-    exported = export_checkpoint(directory, tmp_path / "repository", ("safetensors",))
-    parts, language = split(load_checkpoint(directory)), exported.manifest.language
     tokenizer = json.loads((directory / "tokenizer.json").read_text())
     words = {token_id: word for word, token_id in tokenizer["model"]["vocab"].items()}
     model = load_checkpoint(directory)
     prompt = [5, 9]
     with torch.inference_mode():
         first = int(model.along({"token_ids": torch.tensor([prompt])}, Chain.full(3))[0, -1].argmax())
-    assert language is not None
-    language = language.model_copy(update={"eos_token_ids": (first,)})
+    # What generation goes by is the end, whatever the configuration says.
+    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [first, 3]}))
     lines = [{"prompt": "".join(words[i] for i in prompt), "target": ""}, {"prompt": words[7], "target": words[7]}]
     (directory / "heldout.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    heldout = read_heldout(directory, parts, language)
+    heldout = read_heldout(directory, model, split(model))
     assert heldout is not None
-    assert heldout.metric == "exact_match"
-    assert [sample.target for sample in heldout.samples] == [(first,), (7, first)]
-    assert heldout.full == 0.5
+    assert [sample.answer for sample in heldout.samples] == [(first,), (7, first)]
+    assert heldout.full == accuracy(model, heldout.samples) == 0.5
+    loss = heldout.loss(heldout.parts.whole)
+    assert (loss.metric, loss.samples, loss.form) == ("exact_match", 2, 0.5)
 
 
-@pytest.mark.parametrize("content", ["{", '{"inputs": [1.0]}', "[1]", '{"inputs": 3, "target": 1}'])
-def test_samples_of_another_kind_are_refused(content: str, mlp_checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", r"line 1 of .*heldout\.jsonl is no JSON"),
+        ("[1]", r"line 1 of .*heldout\.jsonl is no JSON object"),
+        ('{"inputs": 3, "target": 1}', r"line 1 of .*heldout\.jsonl: inputs = 3 is no list"),
+        ('{"inputs": [1.0], "target": 1}', r"heldout\.jsonl has rows of 1 numbers and the model takes 6"),
+        ('{"inputs": [1.0], "target": 1}\n{"inputs": [1.0, 2.0]}', r"heldout\.jsonl has rows of several sizes"),
+        ('{"inputs": [1.0, 2.0]}', "no sample has a target"),
+    ],
+)
+def test_samples_of_another_kind_are_refused(content: str, said: str, mlp_checkpoint: Path, tmp_path: Path) -> None:
     directory = shutil.copytree(mlp_checkpoint, tmp_path / "mlp")
     (directory / "heldout.jsonl").write_text(content)
-    with pytest.raises(ArtifactError, match=r"heldout\.jsonl holds no samples of this model"):
+    with pytest.raises(InputError, match=said):
         export_checkpoint(directory, tmp_path / "repository", ("onnx-int8",))
 
 

@@ -138,6 +138,18 @@ def test_module_may_return_several_by_name() -> None:
     assert [(spec.name, spec.shape) for spec in bind(Two(), X).outputs] == [("sum", (-1,)), ("kept", (-1, 3))]
 
 
+def test_network_without_layers_is_served_whole() -> None:
+    import torch
+
+    from models.kan.s_kan import SKan, SKanConfig
+
+    model = SKan(SKanConfig(num_features=3, num_outputs=2)).eval()
+    bound = bind(model, X)
+    with torch.inference_mode():
+        np.testing.assert_array_equal(ran(bound, ROWS)["output"], model(torch.from_numpy(ROWS)).numpy())
+    assert bound.layers is None
+
+
 def test_language_model_is_sent_to_export(tiny_lm_checkpoint: Any) -> None:
     from models.checkpoint import load_checkpoint
 
