@@ -2,8 +2,8 @@
 
 Measured: a pass of 8 held-out rows, one thread, of a recurrent model one chunk of steps: the whole graph as the runtime
 has it; a chain of as many visits, the layers turned round, fused from its layers' files as the service fuses a chain
-that is often asked for; the same through the service's batch executor, of recurrent models along the full chain, which
-is not fused; and the full chain by a call for each layer, as a chain is run at first. Medians of alternating rounds.
+that is often asked for (recurrent models in ONNX only); the same through the service's batch executor; and the full
+chain by a call for each layer, as a chain is run at first. Medians of alternating rounds.
 Left out: HTTP, JSON, the batcher. A ratio above 1.15 means that a choice of depth costs more than it should.
 """
 
@@ -62,11 +62,13 @@ def passes(directory: Path, format: Runtime, model: LayeredModel, rows: Tensor) 
     whole = parts.fuse(range(num_layers))
     found: dict[str, Pass] = {"whole": lambda: whole(given, *all_first)}
     chain = Chain.full(num_layers)
-    if isinstance(backend, Fusing):
-        chain = Chain(chain.layers[::-1]) if num_layers > 1 else Chain((0,))
-        backend.fuse(chain.layers)
-        fused = parts.fuse(chain.layers)
-        found["fused"] = lambda: fused(given)
+    if isinstance(backend, Fusing) and backend.fused:
+        chain = Chain(chain.layers[::-1])
+        backend.fused.add(chain.layers)
+        fused = opened(directory, format, is_whole=False).fuse
+        assert fused is not None
+        graph = fused(chain.layers)
+        found["fused"] = lambda: graph(given, *(first * num_layers))
     inputs, chains = {manifest.inputs[0].name: rows.numpy()}, (chain,) * len(rows)
 
     def by_layers() -> Any:
@@ -88,11 +90,12 @@ def from_the_first(model: LayeredModel, rows: Tensor) -> Callable[[], dict[str, 
     return lambda: {"starts": starts, "lengths": lengths, "states": [[None] * num_layers for _ in range(count)]}
 
 
-def opened(directory: Path, format: Runtime) -> Parts:
-    """All parts of a form, the whole graph of every kind of model among them."""
+def opened(directory: Path, format: Runtime, is_whole: bool = True) -> Parts:
+    """All parts of a form, the graph of the full chain fused from its layers' files or the one that was exported."""
     form = read_manifest(directory).forms[format]
+    form = form if is_whole else form.model_copy(update={"whole": None})
     if format == "onnx":
-        return open_onnx(directory, form, "cpu", 1)
+        return open_onnx(directory, form, "cpu", 1, fuses=True)
     return open_torchscript(directory, form, torch.device("cpu")).parts
 
 

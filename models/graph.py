@@ -30,19 +30,21 @@ def append(
 
 
 def chain(parts: Sequence[onnx.ModelProto]) -> onnx.ModelProto:
-    """Parts of one opset, each taking in order what the one before gives out, as one graph; some may be the same."""
-    first, last = parts[0], parts[-1]
-    whole = onnx.GraphProto(name="chain", input=first.graph.input)
-    carried = [value.name for value in whole.input]
-    kinds = {id(part): f"part/{place}" for place, part in enumerate(parts)}
+    """Parts of one opset, each taking first what the one before gives out first, as one graph; some may be the same.
+
+    The other inputs and outputs of the parts are the whole's, in their order, behind its own.
+    """
+    whole, kinds = onnx.GraphProto(name="chain"), {id(part): f"part/{place}" for place, part in enumerate(parts)}
+    outputs, beside = list[onnx.ValueInfoProto](), list[onnx.ValueInfoProto]()
     for place, part in enumerate(parts):
-        given = [f"{place}/{value.name}" for value in part.graph.output]
-        append(whole, part.graph, f"{place}", carried, given, weights=kinds[id(part)])
-        carried = given
-    for value, name in zip(last.graph.output, carried, strict=True):
-        whole.output.add().CopyFrom(value)
-        whole.output[-1].name = name
-    return as_model(whole, first)
+        inputs = [_named(value, f"{place}/{value.name}" if place else value.name) for value in part.graph.input]
+        whole.input.extend(inputs[1:] if place else inputs)
+        taken = [value.name for value in (*outputs[:1], *inputs[len(outputs[:1]) :])]
+        outputs = [_named(value, f"{place}/{value.name}") for value in part.graph.output]
+        append(whole, part.graph, f"{place}", taken, [value.name for value in outputs], weights=kinds[id(part)])
+        beside += outputs[1:]
+    whole.output.extend([*outputs[:1], *beside])
+    return as_model(whole, parts[0])
 
 
 def as_model(graph: onnx.GraphProto, part: onnx.ModelProto) -> onnx.ModelProto:
@@ -50,6 +52,13 @@ def as_model(graph: onnx.GraphProto, part: onnx.ModelProto) -> onnx.ModelProto:
     model = helper.make_model(graph, opset_imports=part.opset_import, ir_version=part.ir_version)
     model.producer_name, model.producer_version = part.producer_name, part.producer_version
     return model
+
+
+def _named(value: onnx.ValueInfoProto, name: str) -> onnx.ValueInfoProto:
+    copy = onnx.ValueInfoProto()
+    copy.CopyFrom(value)
+    copy.name = name
+    return copy
 
 
 def _rename(graph: onnx.GraphProto, new_name: Callable[[str], str]) -> None:

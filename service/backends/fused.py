@@ -25,6 +25,11 @@ class FusedChains(Generic[_Graph]):
             if len(self._graphs) > self._most:
                 self._graphs.popitem(last=False)
 
+    def clear(self) -> None:
+        """Forget all of them."""
+        with self._lock:
+            self._graphs.clear()
+
     def get(self, layers: Layers) -> _Graph | None:
         """The graph of a chain, if there is one."""
         with self._lock:

@@ -40,13 +40,18 @@ class _Threads:
 _THREADS = _Threads()
 
 
-def open_onnx(directory: Path, form: Form, device: str, num_threads: int, prepack: bool = True) -> Parts:
-    """Open the sessions of one model. Raises BackendError if a file does not load or the device is not obtained."""
+def open_onnx(
+    directory: Path, form: Form, device: str, num_threads: int, prepack: bool = True, fuses: bool = False
+) -> Parts:
+    """Open the sessions of one model. Raises BackendError if a file does not load or the device is not obtained.
+
+    fuses: keep the files of the parts in memory, to make graphs of chains from.
+    """
     graphs: dict[str, bytes] = {}
 
     def part(name: str) -> Part:
         session = open_session(directory / name, device, num_threads, prepack)
-        if form.whole and name in form.parts:  # chains are fused later, and the folder may be another by then
+        if fuses and name in form.parts:  # chains are fused later, and the folder may be another by then
             graphs[name] = (directory / name).read_bytes()
         return _part(session)
 
@@ -54,7 +59,7 @@ def open_onnx(directory: Path, form: Form, device: str, num_threads: int, prepac
         graph = _chain([graphs[name] for name in names])
         return _part(_open_session(graph, "a chain as one graph", device, num_threads, prepack))
 
-    return Parts.of(form, part, fuse)
+    return Parts.of(form, part, fuse if fuses else None)
 
 
 def open_session(path: Path, device: str, num_threads: int, prepack: bool = True) -> ort.InferenceSession:

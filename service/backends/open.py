@@ -79,9 +79,9 @@ def open_backend(
         return LanguageBackend(parts, manifest.language, arrays, num_pages, page_size, residual)
     if manifest.encoder:
         return EncoderBackend(parts, manifest.encoder, manifest.outputs, arrays)
+    max_fused = 0 if chosen == "fake" else _max_fused(manifest, _FORMATS[chosen])
     if manifest.sequence:
-        return SequenceBackend(parts, manifest.sequence, manifest.outputs, arrays)
-    max_fused = 0 if chosen == "fake" else _max_fused(manifest, manifest.forms[_FORMATS[chosen]])
+        return SequenceBackend(parts, manifest.sequence, manifest.outputs, arrays, max_fused)
     return TensorBackend(parts, manifest.inputs, manifest.outputs, arrays, max_fused)
 
 
@@ -188,17 +188,20 @@ class _Compute:
 
 
 def _opened(manifest: Manifest, format: Format) -> Form:
-    """What is opened of a form: of a stack the graph of the full chain only if chains are fused at all."""
+    """What is opened of a form: of a stack the graph of the full chain only if it saves fusing that."""
     form = manifest.forms[format]
-    return form if not form.has_parts or _max_fused(manifest, form) else form.model_copy(update={"whole": None})
+    is_needed = not form.has_parts or (manifest.kind == "tensor" and _max_fused(manifest, format))
+    return form if is_needed else form.model_copy(update={"whole": None})
 
 
-def _max_fused(manifest: Manifest, form: Form) -> int:
-    """Graphs of whole chains that may be kept: of rows of tensors through small layers.
+def _max_fused(manifest: Manifest, format: Format) -> int:
+    """Graphs of chains that may be kept: of rows of tensors through small layers, or steps where ONNX has the graph.
 
     What the file of the full chain takes up says nothing: it may refer to weights beside the parts.
     """
-    if manifest.kind != "tensor" or form.whole is None or not form.has_parts:
+    form = manifest.forms[format]
+    is_fused = manifest.kind == "tensor" or (manifest.kind == "sequence" and format.startswith("onnx"))
+    if not is_fused or not form.has_parts:
         return 0
     return min(_FUSED_BYTES // max(_num_bytes(manifest, _with_data(manifest, form.parts)), 1), _MOST_FUSED)
 
@@ -212,7 +215,8 @@ def _open_parts(manifest: Manifest, directory: Path, name: BackendName, compute:
     if name.startswith("onnx"):
         from service.backends.onnx import open_onnx
 
-        return open_onnx(directory, form, compute.device, compute.num_threads, compute.prepack), HostArrays()
+        fuses = _max_fused(manifest, _FORMATS[name]) > 0
+        return open_onnx(directory, form, compute.device, compute.num_threads, compute.prepack, fuses), HostArrays()
     return _open_torch(directory, form, name, compute)
 
 

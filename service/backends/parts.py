@@ -48,10 +48,11 @@ class Parts:
             return cls(unchanged, (), part(form.whole))
         opened = {name: part(name) for name in form.parts}
         embed, *layers, head = (opened[name] for name in form.parts)
-        if form.whole is None:
+        whole = part(form.whole) if form.whole else None
+        if whole is None and fuse is None:
             return cls(embed, tuple(layers), head)
         fuse = fuse or (lambda names: in_turn([opened[name] for name in names]))
-        return cls(embed, tuple(layers), head, fuse=partial(_fused, form, part(form.whole), fuse))
+        return cls(embed, tuple(layers), head, fuse=partial(_fused, form, whole, fuse))
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +182,7 @@ class TensorBackend:
     ) -> None:
         self._parts, self._arrays = parts, arrays
         self._inputs, self._outputs = [spec.name for spec in inputs], [spec.name for spec in outputs]
-        self._fused = FusedChains(parts.fuse, max_fused) if parts.fuse and max_fused else None
+        self.fused = FusedChains(self._graph, max_fused) if max_fused else None
 
     @property
     def num_layers(self) -> int:
@@ -195,18 +196,6 @@ class TensorBackend:
 
     def head(self, carry: Carry, tokens: Ints | None = None) -> dict[str, Array]:
         return self._given_out(self._parts.head(*carry))
-
-    @property
-    def can_fuse(self) -> bool:
-        return self._fused is not None
-
-    def fuse(self, layers: tuple[int, ...]) -> None:
-        assert self._fused is not None
-        self._fused.add(layers)
-
-    def fused(self, layers: tuple[int, ...]) -> Graph | None:
-        part = self._fused.get(layers) if self._fused else None
-        return None if part is None else lambda inputs: self._given_out(part(*self._taken_in(inputs)))
 
     def select(self, carry: Carry, rows: Selection) -> Carry:
         return tuple(array[rows] for array in carry)
@@ -227,7 +216,14 @@ class TensorBackend:
 
     def close(self) -> None:
         self._parts.close()
-        self._parts, self._fused = closed_parts(), None
+        if self.fused:
+            self.fused.clear()
+        self._parts = closed_parts()
+
+    def _graph(self, layers: tuple[int, ...]) -> Graph:
+        assert self._parts.fuse
+        part = self._parts.fuse(layers)
+        return lambda inputs, *states: self._given_out(part(*self._taken_in(inputs)))
 
     def _taken_in(self, inputs: Mapping[str, Array]) -> list[Any]:
         return [self._arrays.take_in(inputs[name]) for name in self._inputs]
@@ -236,10 +232,10 @@ class TensorBackend:
         return {name: self._arrays.give_out(array) for name, array in zip(self._outputs, outputs, strict=True)}
 
 
-def _fused(form: Form, whole: Part, fuse: Callable[[Sequence[str]], Part], layers: Sequence[int]) -> Part:
+def _fused(form: Form, whole: Part | None, fuse: Callable[[Sequence[str]], Part], layers: Sequence[int]) -> Part:
     """The part that a chain becomes."""
     embed, *every, head = form.parts
-    if list(layers) == list(range(len(every))):
+    if whole and list(layers) == list(range(len(every))):
         return whole
     return fuse([embed, *(every[layer] for layer in layers), head])
 

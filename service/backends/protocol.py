@@ -1,11 +1,13 @@
 """What every backend can do: embed, one visit of one layer, head. Knows no chain, no queue and no sampling."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+from service.backends.fused import FusedChains
 
 Ints: TypeAlias = NDArray[np.int64]
 Array: TypeAlias = NDArray[Any]
@@ -14,8 +16,17 @@ Carry: TypeAlias = Any
 # What one visit of a recurrent model hands from one pass to the next; None before the first step. As a carry.
 State: TypeAlias = Any
 
-# A model along one chain: outputs by name of inputs by name.
-Graph: TypeAlias = Callable[[Mapping[str, Array]], dict[str, Array]]
+
+class Graph(Protocol):
+    """A model along one chain: outputs by name of inputs by name.
+
+    states, of a recurrent model: of each row and each visit, which it replaces, as `Rows` has it.
+    """
+
+    def __call__(
+        self, inputs: Mapping[str, Array], states: Sequence[list[State]] | None = None, keep: bool = False
+    ) -> dict[str, Array]: ...
+
 
 # What torch models compute in; "auto" is what suits the device.
 Dtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
@@ -121,17 +132,8 @@ class Fusing(Protocol):
     """
 
     @property
-    def can_fuse(self) -> bool: ...
-
-    def fuse(self, layers: tuple[int, ...]) -> None:
-        """Make one graph of the visits of a chain; from any thread. Raises BackendError if the runtime refuses it.
-
-        It may take the place of another.
-        """
-        ...
-
-    def fused(self, layers: tuple[int, ...]) -> Graph | None:
-        """That graph, while there is one: within rounding it gives out what `embed`, every `layer` and `head` do."""
+    def fused(self) -> FusedChains[Graph] | None:
+        """Those graphs, each within rounding what `embed`, every `layer` and `head` give; None where none is made."""
         ...
 
 

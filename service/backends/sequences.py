@@ -9,9 +9,10 @@ import numpy as np
 from models.artifact import SequenceSpec, TensorSpec
 from models.datatype import DTYPES
 from service.backends.arrays import Arrays
+from service.backends.fused import FusedChains
 from service.backends.kv import PAGE_SIZE
 from service.backends.parts import Parts, closed_parts
-from service.backends.protocol import Array, Carry, Ints, Rows, Selection, State
+from service.backends.protocol import Array, Carry, Graph, Ints, Rows, Selection, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +32,16 @@ class SequenceBackend:
     num_pages = 0
     page_size = PAGE_SIZE
 
-    def __init__(self, parts: Parts, sequence: SequenceSpec, outputs: Sequence[TensorSpec], arrays: Arrays) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        sequence: SequenceSpec,
+        outputs: Sequence[TensorSpec],
+        arrays: Arrays,
+        max_fused: int = 0,
+    ) -> None:
         self._parts, self._sequence, self._arrays = parts, sequence, arrays
+        self.fused = FusedChains(self._graph, max_fused) if max_fused else None
         (self._output,) = (spec.name for spec in outputs)
 
     @property
@@ -48,8 +57,7 @@ class SequenceBackend:
         if rows is None or rows.states is None:
             return self._walked(layer, carry)
         hidden, *after = layer(carry, *self._gathered(rows.states))
-        arrays, own = tuple(after), self._own if rows.keep else _Left
-        rows.states[:] = [own(arrays, row) for row in range(len(rows.states))]
+        rows.states[:] = self._left(tuple(after), len(rows.states), rows.keep)
         return hidden
 
     def head(self, carry: Carry, tokens: Ints | None = None) -> dict[str, Array]:
@@ -74,7 +82,34 @@ class SequenceBackend:
 
     def close(self) -> None:
         self._parts.close()
+        if self.fused:
+            self.fused.clear()
         self._parts = closed_parts()
+
+    def _graph(self, layers: tuple[int, ...]) -> Graph:
+        assert self._parts.fuse
+        part, count = self._parts.fuse(layers), len(self._sequence.state)
+
+        def walked(steps: Any, states: Sequence[list[State]], keep: bool) -> Any:
+            """One pass: steps [B, T, ...], states [B][visits], which it replaces."""
+            visits = range(len(layers))
+            before = [array for visit in visits for array in self._gathered([row[visit] for row in states])]
+            answers, *after = part(steps, *before)
+            for visit in visits:
+                arrays = tuple(after[visit * count : (visit + 1) * count])
+                for row, left in zip(states, self._left(arrays, len(states), keep), strict=True):
+                    row[visit] = left
+            return answers
+
+        def graph(
+            inputs: Mapping[str, Array], states: Sequence[list[State]] | None = None, keep: bool = False
+        ) -> dict[str, Array]:
+            (steps,) = (self._arrays.take_in(array) for array in inputs.values())
+            states = states or [[None] * len(layers) for _ in range(len(steps))]
+            made = [walked(piece, states, keep) for piece in self._pieces(steps)]
+            return {self._output: self._arrays.give_out(made[0] if len(made) == 1 else self._arrays.join(made, axis=1))}
+
+        return graph
 
     def _walked(self, layer: Callable[..., Sequence[Any]], hidden: Any) -> Any:
         """One visit from the first step on, piece by piece."""
@@ -102,6 +137,10 @@ class SequenceBackend:
         nothing = self._zeros(1)
         each = [nothing if state is None else _row(state.arrays, state.row) for state in states]
         return tuple(self._arrays.join(arrays) for arrays in zip(*each, strict=True))
+
+    def _left(self, arrays: tuple[Any, ...], num_rows: int, keep: bool) -> list[_Left]:
+        left = self._own if keep else _Left
+        return [left(arrays, row) for row in range(num_rows)]
 
     def _own(self, arrays: tuple[Any, ...], row: int) -> _Left:
         return _Left(tuple(self._arrays.join([array]) for array in _row(arrays, row)), 0)

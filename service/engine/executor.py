@@ -57,14 +57,16 @@ class Executor:
 
     def __init__(self, backend: Backend, counter: LayerCounter) -> None:
         self._backend, self._counter = backend, counter
-        self._often = OftenAsked(backend) if isinstance(backend, Fusing) and backend.can_fuse else None
+        self._often = OftenAsked(backend.fused) if isinstance(backend, Fusing) and backend.fused else None
 
     def run(self, batch: Batch) -> dict[str, Array]:
         """Outputs by name, one row per chain, in the order of the batch."""
         if self._often and (graph := self._often.graph(batch.chains)):
+            num_rows = len(batch.chains)
+            tokens = num_rows if batch.lengths is None else int(batch.lengths.sum())
             for layer in batch.chains[0].layers:
-                self._counter.count_layer_call(layer, len(batch.chains), len(batch.chains))
-            return graph(batch.inputs)
+                self._counter.count_layer_call(layer, num_rows, tokens)
+            return graph(batch.inputs, batch.states, batch.keep)
         return self._backend.head(self._walk(batch), batch.tokens)
 
     def stream(self, batch: Batch) -> Array:

@@ -4,7 +4,8 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 
 from models.chain import Chain
-from service.backends.protocol import Fusing, Graph
+from service.backends.fused import FusedChains
+from service.backends.protocol import Graph
 
 _log = logging.getLogger("fathom.engine")
 # Passes along a chain from which on it has a graph: making one takes as long as some hundred passes save.
@@ -16,8 +17,8 @@ _MOST_COUNTED = 1024
 class OftenAsked:
     """Has the graphs of chains made beside the passes, which go on layer by layer until then."""
 
-    def __init__(self, backend: Fusing) -> None:
-        self._backend = backend
+    def __init__(self, fused: FusedChains[Graph]) -> None:
+        self._fused = fused
         self._counts: dict[Chain, int] = {}
         self._ordered: set[Chain] = set()  # being made, or refused
         self._maker = ThreadPoolExecutor(1, thread_name_prefix="fathom-fuse")
@@ -27,7 +28,7 @@ class OftenAsked:
         chain = chains[0]
         if chains.count(chain) < len(chains):
             return None
-        graph = self._backend.fused(chain.layers)
+        graph = self._fused.get(chain.layers)
         if graph is None and chain not in self._ordered:
             self._count(chain)
         return graph
@@ -48,7 +49,7 @@ class OftenAsked:
 
     def _fuse(self, chain: Chain) -> None:
         try:
-            self._backend.fuse(chain.layers)
+            self._fused.add(chain.layers)
             self._ordered.remove(chain)
         except Exception:
             _log.exception("chain %s stays layer by layer", chain)

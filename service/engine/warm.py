@@ -34,8 +34,8 @@ def warm_up(manifest: Manifest, backend: Backend, limits: Limits) -> None:
     Where the manifest leaves sizes open beside the rows, a failure may be due to the size tried and is only logged.
     """
     executor = Executor(backend, _Uncounted())
-    if _run(manifest, executor, limits) and isinstance(backend, Fusing) and backend.can_fuse:
-        backend.fuse(Chain.full(manifest.num_layers).layers)  # who asks for no chain never waits for its graph
+    if _run(manifest, executor, limits) and isinstance(backend, Fusing) and backend.fused:
+        backend.fused.add(Chain.full(manifest.num_layers).layers)  # who asks for no chain never waits for its graph
         _run(manifest, executor, limits)
 
 

@@ -133,7 +133,7 @@ def plain_backend(opened: Opened) -> Backend:
 def open_model(name: str, directory: Path) -> Opened:
     manifest = read_manifest(directory)
     if name == "onnx":
-        parts = open_onnx(directory, manifest.forms["onnx"], "cpu", 1)
+        parts = open_onnx(directory, manifest.forms["onnx"], "cpu", 1, fuses=True)
     elif name == "torchscript":
         parts = open_torchscript(directory, manifest.forms["torchscript"], CPU).parts
     elif name in ("eager", RANKS):
@@ -333,8 +333,9 @@ def test_full_chain_of_a_tensor_model_is_its_whole_graph(name: BackendName, tiny
 def fused(opened: Opened, *chains: Chain) -> TensorBackend:
     """A backend that has a graph for each of the chains."""
     backend = TensorBackend(opened.parts, opened.manifest.inputs, opened.manifest.outputs, opened.arrays(), len(chains))
+    assert backend.fused
     for chain in chains:
-        backend.fuse(chain.layers)
+        backend.fused.add(chain.layers)
     return backend
 
 
@@ -343,7 +344,7 @@ def test_fused_chain_gives_what_its_layers_give(name: BackendName, repositories:
     opened = open_model(name, repositories(name) / "tinymlp" / "1")
     by_layers, backend = opened.tensor(), fused(opened, *MIXED)
     for chain in MIXED:
-        graph = backend.fused(chain.layers)
+        graph = backend.fused and backend.fused.get(chain.layers)
         assert graph is not None
         for count in (1, 5, 2):
             (got,) = graph({"features": features(count)}).values()
@@ -375,13 +376,12 @@ def test_fused_chains_outlive_the_folder_and_not_the_model(
     shutil.copytree(repositories(name) / "tinymlp" / "1", directory)
     backend = open_backend(read_manifest(directory), directory, name, num_threads=1)
     assert isinstance(backend, TensorBackend)
-    assert backend.can_fuse
+    assert backend.fused
     shutil.rmtree(directory)
-    backend.fuse((2, 1, 1))
-    assert backend.fused((2, 1, 1)) is not None
+    backend.fused.add((2, 1, 1))
+    assert backend.fused.get((2, 1, 1)) is not None
     backend.close()
-    assert not backend.can_fuse
-    assert backend.fused((2, 1, 1)) is None
+    assert backend.fused.get((2, 1, 1)) is None
 
 
 def test_full_chain_of_eager_parts_is_the_plain_model(

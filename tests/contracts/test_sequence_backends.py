@@ -38,6 +38,8 @@ from service.metrics import Metrics, ModelMetrics
 
 # As of the other kinds: float32 sums in another order; whole numbers are exact.
 TOLERANCE = {"onnx": 5e-5, "torchscript": 5e-5, "eager": 5e-5, "fake": 0.0}
+# ONNX with every chain of these tests fused into one graph beforehand.
+FUSED = "onnx, fused"
 DISTINCT = 5e-3
 MAX_CHUNK = 8
 CHAINS = tuple(map(Chain, ((0, 1, 2), (0, 2), (1,), (0, 1, 1, 1, 2), (2, 0, 1), (2, 1, 0), (0, 1, 2, 0, 1, 2))))
@@ -75,8 +77,8 @@ def sequences() -> list[Array]:
 class Opened:
     """One model on one runtime, and the plain loop."""
 
-    def __init__(self, directory: Path, backend: BackendName) -> None:
-        self.directory, self.name = directory, backend
+    def __init__(self, directory: Path, backend: BackendName, is_fused: bool = False) -> None:
+        self.directory, self.name, self.is_fused = directory, backend, is_fused
         self.manifest: Manifest = read_manifest(directory)
         self.metrics = Metrics()
         model = load_checkpoint(directory / "safetensors")
@@ -90,6 +92,9 @@ class Opened:
     def backend(self) -> SequenceBackend:
         opened = open_backend(self.manifest, self.directory, self.name)
         assert isinstance(opened, SequenceBackend)
+        assert (opened.fused is not None) == (self.name == "onnx")
+        for chain in CHAINS if self.is_fused and opened.fused else ():
+            opened.fused.add(chain.layers)
         return opened
 
     @asynccontextmanager
@@ -127,9 +132,9 @@ class _Uncounted:
         pass
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
+@pytest.fixture(scope="module", params=[*BACKENDS, FUSED])
 def opened(request: pytest.FixtureRequest, directory: Path) -> Opened:
-    return Opened(directory, request.param)
+    return Opened(directory, "onnx" if request.param == FUSED else request.param, request.param == FUSED)
 
 
 def difference(a: Array, b: Array) -> float:
@@ -219,6 +224,30 @@ def test_full_chain_is_the_whole_graph(name: BackendName, directory: Path, seque
         wanted, state = whole(np.ascontiguousarray(piece), state)
         got = _one_pass(backend, np.ascontiguousarray(piece), CHAINS[0], states)
         assert difference(got, wanted[0]) == 0.0
+
+
+@pytest.mark.parametrize("chain", CHAINS, ids=str)
+def test_graph_of_a_chain_goes_on_from_the_states_of_its_layers_and_they_from_its(
+    chain: Chain, directory: Path, sequences: list[Array]
+) -> None:
+    """Passes by either in turn, of rows that a batch left and rows that begin, kept states and others."""
+    opened = Opened(directory, "onnx")
+    steps = np.stack([sequences[5][start : start + 20] for start in (0, 10, 20)])
+    by_layers, fused = opened.backend(), Opened(directory, "onnx", is_fused=True).backend()
+    graph = fused.fused and fused.fused.get(chain.layers)
+    assert graph is not None
+    executor, states, answers = Executor(by_layers, _Uncounted()), [[None] * len(chain) for _ in steps], []
+    for turn, piece in enumerate(np.split(steps, 5, axis=1)):
+        if turn % 2:
+            answers.append(graph({"steps": piece}, states, keep=turn == 1)["logits"])
+            continue
+        lengths = np.full(3, piece.shape[1], np.int64)
+        batch = Batch({"steps": piece}, (chain,) * 3, np.zeros(3, np.int64), lengths, states=states, keep=turn == 2)
+        answers.append(executor.run(batch)["logits"])
+    for row, found in enumerate(np.concatenate(answers, axis=1)):
+        assert difference(found, opened.plain(steps[row], chain)) <= opened.tolerance
+    (whole,) = graph({"steps": steps}).values()  # from the first step on, in pieces
+    assert difference(whole, np.concatenate(answers, axis=1)) <= opened.tolerance
 
 
 def _whole(opened: Opened) -> Callable[..., Sequence[Array]]:

@@ -14,92 +14,90 @@ from service.engine.often import OftenAsked
 SKIP, LOOP = Chain((0, 2)), Chain((0, 1, 1, 2))
 
 
-class Fuses:
-    """A backend whose graphs are made when they are let, and may be refused."""
-
-    can_fuse = True
+class Fuses(FusedChains[Graph]):
+    """Those whose graphs are made when they are let, and may be refused."""
 
     def __init__(self, is_refused: bool = False) -> None:
         self.begun, self.let, self.asked, self._is_refused = threading.Event(), threading.Event(), 0, is_refused
-        self._graphs: dict[tuple[int, ...], Graph] = {}
+        self._made: dict[tuple[int, ...], Graph] = {}
 
-    def fuse(self, layers: tuple[int, ...]) -> None:
+    def add(self, layers: tuple[int, ...]) -> None:
         self.asked += 1
         self.begun.set()
         assert self.let.wait(10)
         if self._is_refused:
             raise BackendError("no such graph")
-        self._graphs[layers] = self._run
+        self._made[layers] = self._run
 
-    def fused(self, layers: tuple[int, ...]) -> Graph | None:
-        return self._graphs.get(layers)
+    def get(self, layers: tuple[int, ...]) -> Graph | None:
+        return self._made.get(layers)
 
-    def _run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def _run(self, inputs: Mapping[str, Array], *states: object) -> dict[str, Array]:
         return dict(inputs)
 
 
 def test_hundred_passes_earn_a_graph_and_no_pass_waits_for_it() -> None:
-    backend = Fuses()
-    often = OftenAsked(backend)
+    fuses = Fuses()
+    often = OftenAsked(fuses)
     for _ in range(99):
         assert often.graph((SKIP,) * 8) is None
-    assert backend.asked == 0
+    assert fuses.asked == 0
     assert often.graph((SKIP,) * 8) is None
-    assert backend.begun.wait(10)
+    assert fuses.begun.wait(10)
     for _ in range(200):
         assert often.graph((SKIP,) * 8) is None
-    backend.let.set()
+    fuses.let.set()
     often.close()
     assert often.graph((SKIP,) * 8) is not None
     assert often.graph((SKIP, LOOP)) is None
-    assert backend.asked == 1
+    assert fuses.asked == 1
 
 
 def test_rows_of_several_chains_are_nobodys_graph() -> None:
-    backend = Fuses()
-    backend.let.set()
-    often = OftenAsked(backend)
+    fuses = Fuses()
+    fuses.let.set()
+    often = OftenAsked(fuses)
     for _ in range(300):
         assert often.graph((SKIP, LOOP)) is None
     often.close()
-    assert backend.asked == 0
+    assert fuses.asked == 0
 
 
 def test_chain_that_is_refused_stays_layer_by_layer(caplog: pytest.LogCaptureFixture) -> None:
-    backend = Fuses(is_refused=True)
-    backend.let.set()
-    often = OftenAsked(backend)
+    fuses = Fuses(is_refused=True)
+    fuses.let.set()
+    often = OftenAsked(fuses)
     for _ in range(100):
         assert often.graph((SKIP,)) is None
-    assert backend.begun.wait(10)
+    assert fuses.begun.wait(10)
     for _ in range(1000):
         assert often.graph((SKIP,)) is None
     often.close()
-    assert backend.asked == 1
+    assert fuses.asked == 1
     assert "chain 0,2 stays layer by layer" in caplog.text
 
 
 def test_chains_that_are_asked_for_seldom_are_forgotten() -> None:
-    backend = Fuses()
-    often = OftenAsked(backend)
+    fuses = Fuses()
+    often = OftenAsked(fuses)
     for _ in range(150):
         for n in range(1025):
             often.graph((Chain((n,)),))
     often.close()
-    assert backend.asked == 0
+    assert fuses.asked == 0
 
 
 def test_closing_waits_for_the_graph_that_is_being_made_and_drops_the_others() -> None:
-    backend = Fuses()
-    often = OftenAsked(backend)
+    fuses = Fuses()
+    often = OftenAsked(fuses)
     for chain in (SKIP, LOOP):
         for _ in range(100):
             often.graph((chain,))
-    assert backend.begun.wait(10)
-    threading.Timer(0.05, backend.let.set).start()
+    assert fuses.begun.wait(10)
+    threading.Timer(0.05, fuses.let.set).start()
     often.close()
-    assert backend.fused(SKIP.layers) is not None
-    assert backend.fused(LOOP.layers) is None
+    assert fuses.get(SKIP.layers) is not None
+    assert fuses.get(LOOP.layers) is None
 
 
 def test_graph_that_was_not_run_for_longest_makes_room() -> None:
