@@ -32,9 +32,8 @@ class Prometheus:
 
     def ask(self, query: str) -> float | None:
         """The one value of a query, None while there is none."""
-        answer = httpx.get(f"{self.url}/api/v1/query", params={"query": query}, timeout=10).json()
-        assert answer["status"] == "success", answer
-        found = answer["data"]["result"]
+        answer = httpx.get(f"{self.url}/api/v1/query", params={"query": query}, timeout=10).raise_for_status()
+        found = answer.json()["data"]["result"]
         return float(found[0]["value"][1]) if found else None
 
     def wait_for(self, query: str, wanted: float) -> None:
@@ -46,7 +45,7 @@ class Prometheus:
     def _asked(self, query: str) -> float | None:
         try:
             return self.ask(query)
-        except httpx.TransportError:  # it is still starting
+        except httpx.HTTPError:  # it is still starting: not there at all, or there and unavailable
             return None
 
 
