@@ -25,7 +25,7 @@ export BUILDAH_FORMAT := docker
 serve bench: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 export BUILD_ARGS RUN_ARGS
 
-.PHONY: serve test retrain soak check bench image image-test clean
+.PHONY: serve test retrain compiled soak check bench image image-test clean
 
 serve: $(VENV)/.serve $(MODELS:%=repository/%/1/manifest.json) repository/.catalogue
 	FATHOM_MODELS_BYTES=1000000000 exec $(BIN)/fathom serve --repository repository --port $(PORT)
@@ -33,11 +33,15 @@ serve: $(VENV)/.serve $(MODELS:%=repository/%/1/manifest.json) repository/.catal
 # One thread for each of the two processes: more would fight over two cores. A file stays on one of them, and what its
 # tests share is made once.
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not image and not retrain" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not image and not retrain and not compiled" $(ARGS)
 
 # Every recipe of the catalogue from the start: is the card what comes of it?
 retrain: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m retrain tests/contracts/test_catalogue.py $(ARGS)
+
+# Every family as machine code, a minute or more each.
+compiled: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m compiled tests/contracts/test_compiled_forms.py $(ARGS)
 
 # An hour of everything at once; SOAK_S=60 for a minute.
 SOAK_S ?= 3600

@@ -24,10 +24,10 @@ from service.settings import Settings
 from tests.contracts.families import Array, Family
 
 Group: TypeAlias = tuple[Format, ...]
-# Graphs of torch.export are traced anew for each format, seconds a part; machine code takes tens of them and has a test
-# of its own (`test_aoti`).
+# Graphs of torch.export are traced anew for each format, seconds a part; machine code takes tens of them.
 TRACED: Group = ("pt2", "pt2-int8", "pt2-int4")
-WRITTEN: Group = tuple(format for format in FORMATS if format not in (*TRACED, "aoti"))
+COMPILED: Group = ("aoti",)
+WRITTEN: Group = tuple(format for format in FORMATS if format not in (*TRACED, *COMPILED))
 # A row alone and the same row in a batch: float32 sums in another order.
 ROUNDING = 5e-5
 # Of what a form of fewer bits was measured to differ by, on other inputs.
@@ -88,7 +88,7 @@ class Made:
 
 
 def group_of(format: Format) -> Group:
-    return TRACED if format in TRACED else WRITTEN
+    return next(group for group in (TRACED, COMPILED, WRITTEN) if format in group)
 
 
 def publish(exported: Exported, repository: Path, format: Format) -> None:
