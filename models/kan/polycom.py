@@ -15,6 +15,7 @@ from models.errors import ArtifactError
 from models.kan.affine import FixedAffine
 from models.kan.polynomials import POLYNOMIALS
 from models.layered import TensorStack
+from models.mixers.flat import NormedClassifier
 
 _TESTS = "tests/models/kan/test_polycom.py"
 
@@ -65,20 +66,6 @@ class PolyComBlock(nn.Module):
         return updated
 
 
-class Classifier(nn.Module):
-    """Final norm and projection to the classes."""
-
-    def __init__(self, config: PolyComConfig) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(config.hidden_size)
-        self.linear = nn.Linear(config.hidden_size, config.num_classes)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """[B, D] -> logits [B, C]"""
-        logits: Tensor = self.linear(self.norm(hidden))
-        return logits
-
-
 class PolyCom(TensorStack):
     """A classifier of flat feature rows with polynomial activations."""
 
@@ -103,7 +90,7 @@ class PolyCom(TensorStack):
         self.config = config
         self.embed = Projection(config)
         self.layers = nn.ModuleList(PolyComBlock(config) for _ in range(config.num_layers))
-        self.head = Classifier(config)
+        self.head = NormedClassifier(config.hidden_size, config.num_classes)
 
     @property
     def units(self) -> FixedAffine:

@@ -42,10 +42,10 @@ class FlatProjection(nn.Module):
 class NormedClassifier(nn.Module):
     """Final norm and projection to the classes."""
 
-    def __init__(self, config: FlatConfig) -> None:
+    def __init__(self, hidden_size: int, num_classes: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(config.hidden_size)
-        self.linear = nn.Linear(config.hidden_size, config.num_classes)
+        self.norm = nn.LayerNorm(hidden_size)
+        self.linear = nn.Linear(hidden_size, num_classes)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[B, D] -> logits [B, C]"""
@@ -57,12 +57,12 @@ class FlatStack(TensorStack):
     """A classifier of flat feature rows; without a norm before its head, unless it brings another head."""
 
     Embed: Callable[[Any], nn.Module] = FlatProjection
-    Head: Callable[[Any], nn.Module] = staticmethod(lambda config: nn.Linear(config.hidden_size, config.num_classes))
+    Head: Callable[[int, int], nn.Module] = nn.Linear
 
     def __init__(self, config: FlatConfig, blocks: Iterable[nn.Module]) -> None:
         super().__init__()
         self.embed = self.Embed(config)
         self.layers = nn.ModuleList(blocks)
-        self.head = self.Head(config)
+        self.head = self.Head(config.hidden_size, config.num_classes)
         self.inputs = (TensorSpec(name="features", datatype="FP32", shape=(-1, config.num_features)),)
         self.outputs = (TensorSpec(name="logits", datatype="FP32", shape=(-1, config.num_classes)),)
